@@ -1,0 +1,82 @@
+# What a person runs; `.ci/run` runs the same. `make help` lists the targets.
+PYTHON ?= python3
+ENGINES ?= hf,vllm,sglang
+VENV := .venv
+PY := $(VENV)/bin/python
+comma := ,
+OTHER_ENGINES := $(filter-out hf,$(subst $(comma), ,$(ENGINES)))
+
+# A virtual environment can't be moved, so its stamps carry the folder's name: a copied or moved clone makes its own.
+PLACE := $(shell printf %s '$(CURDIR)' | cksum | cut -d' ' -f1)
+DEPS := $(VENV)/.deps-$(PLACE)
+INSTALLED := $(VENV)/.installed-$(PLACE)
+NATIVE := CMakeLists.txt $(wildcard csrc/*.cpp csrc/*.h)
+# Sources beside the package that are typed as strictly.
+TYPED := $(patsubst %/__init__.py,%,$(wildcard engines/__init__.py demo/__init__.py benchmarks/__init__.py matrix/__init__.py))
+FORMATTED := $(wildcard csrc/*.cpp csrc/*.h)
+
+# Two makes at once in one clone wait for each other where there is flock; the second then finds its work done.
+LOCKED := $(if $(shell command -v flock),flock .make.lock) $(MAKE) --no-print-directory
+
+# A virtual environment or an import path of the caller's would leak into ours.
+unexport PYTHONPATH PYTHONHOME VIRTUAL_ENV
+.DEFAULT_GOAL := help
+.DELETE_ON_ERROR:
+.PHONY: help setup _setup check format test test-fast engines engines-clean site demo clean
+
+help: ## list the targets
+	@sed -n 's/^\([a-z-]*\):[^#]*## /\1|/p' $(MAKEFILE_LIST) | awk -F'|' '{printf "  make %-14s %s\n", $$1, $$2}'
+
+setup: ## make .venv with everything development needs (again only when something changed)
+	@$(LOCKED) _setup
+
+_setup: $(INSTALLED)
+	@:
+
+$(DEPS): requirements-dev.txt
+	@$(PYTHON) -c 'import sys; sys.exit(0 if sys.version_info >= (3, 11) else "kvlingua needs Python 3.11 or newer, %s is %s; name another: make PYTHON=python3.12" % (sys.executable, sys.version.split()[0]))'
+	@echo "setup: installing what requirements-dev.txt names into $(VENV)"
+	@test -e $@ || $(PYTHON) -m venv --clear $(VENV)
+	@$(PY) -m pip install -qq --requirement requirements-dev.txt
+	@touch $@
+
+# Without build isolation the tools in .venv build it: nothing is downloaded, so it works offline.
+$(INSTALLED): $(DEPS) pyproject.toml src/kvlingua/__init__.py $(NATIVE)
+	@echo "setup: building the native library, installing kvlingua for development"
+	@$(PY) -m pip install -qq --no-build-isolation --editable .
+	@touch $@
+
+check: setup ## style, types, import direction
+	$(VENV)/bin/ruff check .
+	$(VENV)/bin/ruff format --check .
+	$(VENV)/bin/mypy --package kvlingua
+	$(if $(TYPED),$(VENV)/bin/mypy $(TYPED))
+	$(VENV)/bin/clang-format --dry-run -Werror $(FORMATTED)
+	$(VENV)/bin/lint-imports --no-cache
+
+format: setup ## rewrite the sources in the project's style
+	$(VENV)/bin/ruff check --fix-only --quiet .
+	$(VENV)/bin/ruff format .
+	$(VENV)/bin/clang-format -i $(FORMATTED)
+
+test: check engines site ## everything: make check, all tests, real engines
+	$(PY) -m pytest
+
+test-fast: check ## make check and the tests that start no engine
+	$(PY) -m pytest -m 'not engine'
+
+engines: setup ## build the environments of vLLM and SGLang in the user's cache folder
+	@$(PY) -m engines build
+
+engines-clean: setup ## remove those environments, for all clones
+	@$(PY) -m engines clean
+
+site: setup ## install this clone into build/site, which engines get as PYTHONPATH
+	@$(PY) -m engines site
+
+demo: setup ## the main job, with real engines (ENGINES=hf for fewer)
+	@$(if $(OTHER_ENGINES),$(PY) -m engines build $(OTHER_ENGINES) && $(PY) -m engines site)
+	@$(VENV)/bin/kvlingua demo --engines $(ENGINES)
+
+clean: ## remove what was built in this clone, .venv included
+	rm -rf $(VENV) build dist .mypy_cache .pytest_cache .ruff_cache .hypothesis .import_linter_cache .make.lock

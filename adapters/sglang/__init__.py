@@ -1,0 +1,1 @@
+"""SGLang: a radix cache backend, found by entry point."""

@@ -1,0 +1,1 @@
+"""vLLM: a KV connector, found by entry point."""
