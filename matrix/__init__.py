@@ -1,0 +1,1 @@
+"""Which producer's KV was reused by which consumer: cells as data, measured results, and a page rendered from both."""
