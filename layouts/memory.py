@@ -1,0 +1,55 @@
+"""Borrowed memory: an address, a size, and who owns it."""
+
+from __future__ import annotations
+
+import ctypes
+from dataclasses import dataclass, field
+from typing import Any
+
+from kvlingua.layouts.errors import LayoutError
+
+
+@dataclass(frozen=True, slots=True)
+class Buffer:
+    """`nbytes` bytes from address `pointer` on, on `device`. `owner` keeps them alive and isn't compared."""
+
+    pointer: int
+    nbytes: int
+    owner: object = field(default=None, compare=False, repr=False)
+    device: str = "cpu"
+
+    def __post_init__(self) -> None:
+        if self.pointer < 0 or self.nbytes < 0:
+            raise LayoutError(f"a buffer can't be {self.nbytes} bytes at address {self.pointer}")
+        if self.pointer == 0 and self.nbytes:
+            raise LayoutError(f"a buffer of {self.nbytes} bytes can't begin at address 0")
+
+    @property
+    def end(self) -> int:
+        """Address after the last byte."""
+        return self.pointer + self.nbytes
+
+    @classmethod
+    def of(cls, obj: Any) -> Buffer:
+        """The memory of a torch tensor, from its first element to the end of its storage, or of an object with a
+        writable contiguous buffer (bytearray, memoryview, mmap, numpy array), all of it.
+
+        The latter can't be resized or closed while the buffer lives. Raises LayoutError for anything else.
+        """
+        if hasattr(obj, "untyped_storage") and hasattr(obj, "data_ptr"):
+            storage = obj.untyped_storage()
+            pointer = int(obj.data_ptr())
+            nbytes = int(storage.data_ptr()) + int(storage.nbytes()) - pointer if pointer else 0
+            return cls(pointer, nbytes, obj, str(obj.device.type))
+        try:
+            view = memoryview(obj)
+        except TypeError:
+            raise LayoutError(
+                f"expected a torch tensor or a writable buffer (bytearray, mmap), got {type(obj).__name__}"
+            ) from None
+        if view.readonly or not view.c_contiguous:
+            raise LayoutError(f"the memory of this {type(obj).__name__} must be writable and contiguous")
+        if view.nbytes == 0:
+            return cls(0, 0, obj)
+        memory = (ctypes.c_char * view.nbytes).from_buffer(view)
+        return cls(ctypes.addressof(memory), view.nbytes, memory)
