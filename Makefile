@@ -22,7 +22,7 @@ LOCKED := $(if $(shell command -v flock),flock .make.lock) $(MAKE) --no-print-di
 unexport PYTHONPATH PYTHONHOME VIRTUAL_ENV
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help setup _setup check format test test-fast engines engines-clean site demo clean
+.PHONY: help setup _setup _why_no_library check format test test-fast engines engines-clean site demo clean
 
 help: ## list the targets
 	@sed -n 's/^\([a-z-]*\):[^#]*## /\1|/p' $(MAKEFILE_LIST) | awk -F'|' '{printf "  make %-14s %s\n", $$1, $$2}'
@@ -44,7 +44,15 @@ $(DEPS): requirements-dev.txt
 $(INSTALLED): $(DEPS) pyproject.toml src/kvlingua/__init__.py $(NATIVE)
 	@echo "setup: building the native library, installing kvlingua for development"
 	@$(PY) -m pip install -qq --no-build-isolation --editable .
+	@test -n "$$(find $(VENV)/lib -path '*/kvlingua/_lib/*.so')" || $(MAKE) --no-print-directory _why_no_library
 	@touch $@
+
+# A wheel without its library is right where there is no compiler (conversion then runs through torch), but a mistake where there is one.
+_why_no_library:
+	@if command -v $(CXX) >/dev/null; then \
+	    PATH="$(CURDIR)/$(VENV)/bin:$$PATH"; cmake -S . -B build/cmake/why && cmake --build build/cmake/why; \
+	    echo "setup: the native library could not be built although $(CXX) is there: the reason stands above"; exit 1; \
+	else echo "setup: no C++ compiler ($(CXX)): conversions will run through torch, which is slow"; fi
 
 check: setup ## style, types, import direction
 	$(VENV)/bin/ruff check .

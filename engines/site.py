@@ -76,6 +76,9 @@ def _install(clone: Path, folder: Path) -> None:
     if done.returncode:
         lines = (done.stdout + done.stderr).splitlines()
         raise BuildError("\n".join(["kvlingua could not be installed from this clone:", *lines[-15:]]))
+    compiler = os.environ.get("CXX", "c++")
+    if shutil.which(compiler) and not any((temporary / "kvlingua" / "_lib").glob("*.so")):
+        raise BuildError(f"the native library could not be built although {compiler} is there; `make setup` shows why")
     temporary.rename(folder)
 
 
