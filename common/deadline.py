@@ -1,0 +1,88 @@
+"""Store calls with a deadline: they run in a worker thread, and the caller stops waiting.
+
+A thread that is stuck in the kernel can't be stopped. So there is one, and while it is stuck the store counts as
+hanging: every further call fails at once, until the stuck one returns. The thread is a daemon: it never keeps a
+process from exiting.
+"""
+
+import threading
+from collections import deque
+from collections.abc import Callable
+from typing import Any, Generic, TypeVar
+
+from kvlingua.common.errors import StoreError, StoreTimeout
+from kvlingua.common.guard import capture
+
+T = TypeVar("T")
+
+
+class _Job(Generic[T]):
+    def __init__(self, function: Callable[[], T]) -> None:
+        self.function = function
+        self.started = False
+        self.done = threading.Event()
+        self.outcome: Callable[[], T] | None = None
+
+
+class DeadlineWorker:
+    """One worker thread, started at the first call. Belongs to the process that made it."""
+
+    def __init__(self, name: str) -> None:
+        self._name = name
+        self._jobs: deque[_Job[Any]] = deque()
+        self._wake = threading.Condition()
+        self._thread: threading.Thread | None = None
+        self._stuck: str | None = None  # what the call was doing that overran its deadline and hasn't returned
+        self._closed = False
+
+    @property
+    def hanging(self) -> bool:
+        return self._stuck is not None
+
+    def call(self, what: str, function: Callable[[], T], timeout_s: float) -> T:
+        """`function()` in the worker thread; its exception is raised here.
+
+        Raises StoreTimeout if it isn't done after `timeout_s`, or at once while an earlier call is stuck. What
+        `function` writes to must not be reused before `hanging` is False again.
+        """
+        job = _Job(function)
+        with self._wake:
+            if self._stuck is not None:
+                raise StoreTimeout(f"the store hangs: a {self._stuck} hasn't returned yet; no {what} until it does")
+            if self._closed:
+                raise StoreError(f"no {what}: the cache is closed")
+            if self._thread is None:
+                self._thread = threading.Thread(target=self._run, name=self._name, daemon=True)
+                self._thread.start()
+            self._jobs.append(job)
+            self._wake.notify()
+        if not job.done.wait(timeout_s):
+            with self._wake:
+                if not job.done.is_set():
+                    if job.started:
+                        self._stuck = what
+                    else:  # behind another thread's longer call, which has a deadline of its own
+                        self._jobs.remove(job)
+                    raise StoreTimeout(f"the store didn't finish a {what} within {timeout_s:g} s")
+        assert job.outcome is not None
+        return job.outcome()
+
+    def close(self) -> None:
+        """No further calls; the thread ends after the one it is in."""
+        with self._wake:
+            self._closed = True
+            self._wake.notify()
+
+    def _run(self) -> None:
+        while True:
+            with self._wake:
+                while not self._jobs and not self._closed:
+                    self._wake.wait()
+                if not self._jobs:
+                    return
+                job = self._jobs.popleft()
+                job.started = True
+            job.outcome = capture(job.function)
+            with self._wake:
+                job.done.set()
+                self._stuck = None

@@ -1,0 +1,199 @@
+"""`file:///folder`: a folder shared by processes.
+
+    <root>/<namespace, 64 hex>/<name>       objects, mode 0600, written under a temporary name and then renamed
+    <root>/.usage                           bytes in use, and the lock of all changes (eviction.py)
+
+Folders are 0700. Only regular files of our own user are opened. There is no fsync: after a power loss a file may be
+damaged, and the checksums inside make it a miss.
+"""
+
+import errno
+import os
+import time
+from collections import OrderedDict
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import suppress
+from pathlib import Path
+from typing import ParamSpec, TypeVar
+from urllib.parse import unquote, urlsplit
+
+from kvlingua.common.errors import ConfigError, StoreError
+from kvlingua.common.eviction import Account, exists
+from kvlingua.common.folder import OpenFolders, explain, is_ours
+from kvlingua.common.store import Bytes, Capabilities, Entry, Read, split_key
+from kvlingua.common.temporary import is_temporary
+
+T = TypeVar("T")
+P = ParamSpec("P")
+
+_OPEN_FILE = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_NOCTTY | os.O_CLOEXEC
+# What one name in the folder can cause: that object isn't there. Anything else is the store's trouble.
+_ONE_BAD_FILE = (errno.ENOENT, errno.ELOOP, errno.ENXIO, errno.ENODEV, errno.EACCES, errno.EPERM, errno.EISDIR)
+_PLACES = 1 << 16  # keys whose place in a chain is remembered until they are put
+_IOV = 512  # buffers per pwritev; Linux takes 1,024
+
+
+class FileStore:
+    """A store in a folder. Opens nothing before its first call; holds no descriptor between calls."""
+
+    capabilities = Capabilities(shared=True, persistent=True)
+
+    def __init__(self, url: str, max_bytes: int) -> None:
+        self.root = folder_of(url)
+        self._account = Account(max_bytes)
+        self._places: OrderedDict[str, int] = OrderedDict()  # key -> mtime_ns it shall get
+
+    def exists_many(self, keys: Sequence[str]) -> list[bool]:
+        names = [split_key(key) for key in keys]
+        with OpenFolders(self.root) as folders:
+            found = []
+            for namespace, name in names:
+                folder = folders.namespace(namespace)
+                found.append(folder is not None and self._explained(exists, folder, name))
+        return found
+
+    def get_many(self, reads: Sequence[Read]) -> list[int | None]:
+        names = [split_key(read.key) for read in reads]
+        with OpenFolders(self.root) as folders:
+            sizes = []
+            for (namespace, name), read in zip(names, reads, strict=True):
+                folder = folders.namespace(namespace)
+                sizes.append(None if folder is None else self._explained(_read, folder, name, read))
+        return sizes
+
+    def put_many(self, items: Sequence[tuple[str, Sequence[Bytes]]]) -> None:
+        now_ns = time.time_ns()
+        with OpenFolders(self.root) as folders:
+            for index, (key, buffers) in enumerate(items):
+                namespace, name = split_key(key)
+                mtime_ns = self._places.pop(key, now_ns - 1000 * index)
+                folder = folders.namespace(namespace, create=True)
+                if folder is None or not self._explained(exists, folder, name):
+                    self._put(folders, namespace, name, buffers, mtime_ns)
+
+    def delete_many(self, keys: Sequence[str]) -> None:
+        by_namespace: dict[str, list[str]] = {}
+        for key in keys:
+            namespace, name = split_key(key)
+            by_namespace.setdefault(namespace, []).append(name)
+        with OpenFolders(self.root) as folders:
+            for namespace, names in by_namespace.items():
+                if folders.namespace(namespace) is not None:
+                    self._account.remove(folders, namespace, names)
+
+    def scan(self, prefix: str = "") -> Iterator[Entry]:
+        with OpenFolders(self.root) as folders:
+            for namespace in self._explained(folders.names):
+                if namespace.startswith(prefix[:64]):
+                    for file in folders.files(namespace):
+                        if file.key.startswith(prefix) and not is_temporary(file.name):
+                            yield Entry(file.key, file.nbytes, file.mtime_ns / 1e9)
+
+    def touch_chain(self, keys: Sequence[str]) -> None:
+        now_ns = time.time_ns()
+        with OpenFolders(self.root) as folders:
+            for index, key in enumerate(keys):
+                namespace, name = split_key(key)
+                mtime_ns = now_ns - 1000 * index
+                folder = folders.namespace(namespace)
+                try:
+                    if folder is None:
+                        raise FileNotFoundError
+                    os.utime(name, ns=(mtime_ns, mtime_ns), dir_fd=folder, follow_symlinks=False)
+                except FileNotFoundError:
+                    self._places[key] = mtime_ns
+                except OSError as error:
+                    if error.errno not in (errno.EACCES, errno.EPERM, errno.EROFS):  # a store we only read
+                        raise explain(self.root, error) from error
+        with suppress(KeyError):  # another thread may empty it, too
+            while len(self._places) > _PLACES:
+                self._places.popitem(last=False)
+
+    def close(self) -> None:
+        self._places.clear()
+
+    def describe(self) -> str:
+        return f"file://{self.root}"
+
+    def _put(self, folders: OpenFolders, namespace: str, name: str, buffers: Sequence[Bytes], mtime_ns: int) -> None:
+        views = [memoryview(buffer).cast("B") for buffer in buffers]
+        nbytes = sum(view.nbytes for view in views)
+        temporary, descriptor = self._account.reserve(folders, namespace, nbytes, mtime_ns)
+        try:
+            try:
+                _write(descriptor, views)
+                os.utime(descriptor, ns=(mtime_ns, mtime_ns))
+            finally:
+                os.close(descriptor)
+            self._account.commit(folders, namespace, temporary, name, nbytes)
+        except (OSError, StoreError) as error:
+            with suppress(StoreError):
+                self._account.remove(folders, namespace, [temporary])
+            if isinstance(error, OSError):
+                raise explain(self.root / namespace / name, error) from error
+            raise
+
+    def _explained(self, function: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
+        try:
+            return function(*args, **kwargs)
+        except OSError as error:
+            raise explain(self.root, error) from error
+
+
+def folder_of(url: str) -> Path:
+    """The folder that a file:// URL names. Raises ConfigError unless it is file:///absolute/path."""
+    try:
+        parts = urlsplit(url)
+    except ValueError as error:
+        raise ConfigError(f"{url!r} is not a URL: {error}") from None
+    path = unquote(parts.path)
+    if (
+        parts.scheme != "file"
+        or parts.netloc
+        or parts.query
+        or parts.fragment
+        or not path.startswith("/")
+        or "\0" in path
+    ):
+        raise ConfigError(
+            f"the store URL {url!r} doesn't name a folder of this machine; expected file:///absolute/path"
+        )
+    return Path(os.path.normpath(path))
+
+
+def _read(folder: int, name: str, read: Read) -> int | None:
+    """Fill one read's buffer from one file, opened without following links and without waiting for a FIFO's writer."""
+    try:
+        descriptor = os.open(name, _OPEN_FILE, dir_fd=folder)
+    except OSError as error:
+        if error.errno in _ONE_BAD_FILE:
+            return None
+        raise
+    try:
+        status = os.fstat(descriptor)
+        if not is_ours(status):
+            return None
+        filled = 0
+        while filled < read.into.nbytes:
+            count = os.preadv(descriptor, [read.into[filled:]], read.offset + filled)
+            if count == 0:
+                return min(status.st_size, read.offset + filled)
+            filled += count
+        return status.st_size
+    finally:
+        os.close(descriptor)
+
+
+def _write(descriptor: int, views: list[memoryview]) -> None:
+    offset = 0
+    pending = [view for view in views if view.nbytes]
+    while pending:
+        written = os.pwritev(descriptor, pending[:_IOV], offset)
+        offset += written
+        while written:
+            first = pending[0]
+            if written < first.nbytes:
+                pending[0] = first[written:]
+                break
+            written -= first.nbytes
+            pending.pop(0)

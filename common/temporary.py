@@ -1,0 +1,38 @@
+"""Names of files that are being written: `.tmp-<host>-<pid>-<counter>`, beside the object they become.
+
+A writer that dies leaves one behind. It goes when nothing was written to it for ten minutes; a clock that jumped
+makes it no older.
+"""
+
+import itertools
+import os
+import re
+import socket
+
+PREFIX = ".tmp-"
+STALE_S = 600.0
+
+_counter = itertools.count()
+_live: set[str] = set()
+
+
+def new_name() -> str:
+    """A name that no other process uses. It is spared by every sweep of this process until `forget`."""
+    host = re.sub(r"[^A-Za-z0-9]", "_", socket.gethostname())[:40] or "host"
+    name = f"{PREFIX}{host}-{os.getpid()}-{next(_counter)}"
+    _live.add(name)
+    return name
+
+
+def forget(name: str) -> None:
+    """The file is renamed or removed."""
+    _live.discard(name)
+
+
+def is_temporary(name: str) -> bool:
+    return name.startswith(PREFIX)
+
+
+def is_stale(name: str, mtime: float, now: float) -> bool:
+    """Whether a temporary file's writer is taken for dead. Times in seconds since the epoch."""
+    return name not in _live and abs(now - mtime) > STALE_S
