@@ -1,8 +1,8 @@
 """Canonical JSON, as in RFC 8785: one value, one sequence of bytes. And a parser that hostile bytes can't hurt.
 
-Keys sorted by their UTF-16 code units, no white space, UTF-8, strings escaped only where JSON demands it, each number a double
-in its shortest form (an integer as an integer: 10000.0 is 10000). No NaN, no Infinity, no integer that isn't exactly a double,
-no duplicate keys, depth and size bounded.
+Keys sorted by their UTF-16 code units, no white space, UTF-8, strings escaped only where JSON demands it, each number
+a double in its shortest form (an integer as an integer: 10000.0 is 10000). No NaN, no Infinity, no integer that isn't
+exactly a double, no duplicate keys, depth and size bounded.
 """
 
 import json
@@ -57,7 +57,7 @@ def decode(data: bytes | memoryview, *, max_bytes: int) -> Any:
 
 
 def number(value: int | float) -> str:
-    """A number as ECMAScript prints it. Raises ValueError if it is not finite, or an integer that isn't exactly a double."""
+    """A number as ECMAScript prints it. Raises ValueError if it is not finite or not exactly a double."""
     double = _exact_double(value)
     if double == 0:
         return "0"

@@ -2,8 +2,8 @@
 
     digest of a chunk = sha256(digest of the chunk before it || its tokens as u32 little-endian)
 
-The first chunk has nothing before it, or the request's seed. A digest so names a whole prefix, position included. The chain
-equals SGLang's page hashes for pages of `chunk_tokens` tokens.
+The first chunk has nothing before it, or the request's seed. A digest so names a whole prefix, position included. The
+chain equals SGLang's page hashes for pages of `chunk_tokens` tokens.
 """
 
 import hashlib
@@ -42,8 +42,8 @@ def chain_digests(tokens: Sequence[int], chunk_tokens: int, seed: bytes = b"") -
 def request_seed(extra_key: str | None, cache_salt: str | None) -> bytes:
     """What a request's `extra_key` and `cache_salt` put in front of its chain; empty if it has neither.
 
-    Equal to SGLang's storage_namespace_seed: each part is marked as absent (0) or present (1, its length in UTF-8 as u64
-    little-endian, its bytes), so that an absent, an empty and a joined part all differ.
+    Equal to SGLang's storage_namespace_seed: each part is marked as absent (0) or present (1, its length in UTF-8 as
+    u64 little-endian, its bytes), so that an absent, an empty and a joined part all differ.
     """
     if extra_key is None and cache_salt is None:
         return b""

@@ -11,7 +11,8 @@
     │   └── StoreFull             there is no room, and none could be made
     └── LoadError                 a load that was promised to the engine and didn't happen: recompute
 
-Errors raised before a hit is promised to an engine become a miss; those raised after it must reach the engine as "recompute".
+Errors raised before a hit is promised to an engine become a miss; those raised after it must reach the engine as
+"recompute".
 """
 
 from kvlingua.layouts.errors import KVLinguaError, LayoutError
@@ -35,7 +36,7 @@ class ConfigError(KVLinguaError):
 
 
 class UnsupportedError(KVLinguaError):
-    """What can't be proved to be right is not done. `reason` is a short code for metrics, the message says what would work."""
+    """What can't be proved to be right is not done. `reason`: a short code for metrics; the message says what works."""
 
     def __init__(self, reason: str, message: str) -> None:
         super().__init__(message)

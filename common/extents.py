@@ -68,15 +68,15 @@ class ShardGrid:
             fitting = [str(ranks) for ranks in range(1, shards + 1) if shards % ranks == 0]
             raise UnsupportedError(
                 "shard_grid",
-                f"a writer with kv heads {extent.head_start}-{extent.head_stop} of {self.kv_heads} doesn't end on the shard "
-                f"grid of {self.heads_per_shard}: use TP {_either(fitting)}",
+                f"a writer with kv heads {extent.head_start}-{extent.head_stop} of {self.kv_heads} doesn't end on the "
+                f"shard grid of {self.heads_per_shard}: use TP {_either(fitting)}",
             )
         if aligned != extent:
             ends = [end for end in (extent.layer_start, extent.layer_stop) if end != self.layers]
             raise UnsupportedError(
                 "shard_grid",
-                f"a writer with layers {extent.layer_start}-{extent.layer_stop} of {self.layers} doesn't end on the shard "
-                f"grid of {self.layers_per_shard}: set layers_per_shard to a number that divides "
+                f"a writer with layers {extent.layer_start}-{extent.layer_stop} of {self.layers} doesn't end on the "
+                f"shard grid of {self.layers_per_shard}: set layers_per_shard to a number that divides "
                 f"{gcd(*ends)}",
             )
 
@@ -84,8 +84,8 @@ class ShardGrid:
 def covers(grid: ShardGrid, needed: Extent, last: Extent | None = None) -> Iterator[tuple[Extent, ...]]:
     """Sets of objects that may cover `needed`, the likeliest first; within a set no two overlap.
 
-    First what last hit; then one object of exactly that extent; then single larger ones, in doubling aligned widths; then
-    halves, quarters and eighths. A reader probes for these names and never lists a folder.
+    First what last hit; then one object of exactly that extent; then single larger ones, in doubling aligned widths;
+    then halves, quarters and eighths. A reader probes for these names and never lists a folder.
     """
     seen: set[tuple[Extent, ...]] = set()
     exact = grid.aligned(needed)

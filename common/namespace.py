@@ -14,7 +14,7 @@ from kvlingua.layouts.geometry import ITEMSIZE, Geometry
 FORMAT_VERSION = 0
 MAX_NAMESPACE_BYTES = 256 << 10
 ROPE_ORDERS = ("half", "interleaved", "none")
-_MAX_COUNT = 1 << 20
+_MAX_COUNT = 1 << 16
 _MAX_TEXT = 256
 
 
@@ -22,10 +22,11 @@ _MAX_TEXT = 256
 class Namespace:
     """The first part of every key. Two namespaces are equal if their canonical JSON is equal, to the byte.
 
-    fingerprint: of the weights. model_config: config.json without the fields that can't change KV; overrides: what the engine
-    was told to use instead. rope: the normalised state of the rotary embedding; rope_order: which dims are rotated together.
-    layers, kv_heads, k_dim, v_dim: of the whole model. chunk_tokens: tokens per chunk. heads_per_shard, layers_per_shard: the
-    grid on which objects begin and end. lora: digest of an adapter's files and scaling.
+    fingerprint: of the weights. model_config: config.json without the fields that can't change KV; overrides: what
+    the engine was told to use instead. rope: the normalised state of the rotary embedding; rope_order: which dims are
+    rotated together. layers, kv_heads, k_dim, v_dim: of the whole model. chunk_tokens: tokens per chunk.
+    heads_per_shard, layers_per_shard: the grid on which objects begin and end. lora: digest of an adapter's files and
+    scaling.
 
     Raises IdentityError for a value that no namespace can have.
     """
@@ -90,7 +91,7 @@ class Namespace:
 
     @classmethod
     def from_json(cls, data: bytes | memoryview) -> "Namespace":
-        """Read one back. Raises IdentityError unless `data` is exactly the canonical JSON of a namespace of this version."""
+        """Read one back. Raises IdentityError unless `data` is the canonical JSON of one of this version."""
         try:
             values = canonical_json.decode(data, max_bytes=MAX_NAMESPACE_BYTES)
         except ValueError as error:
@@ -147,10 +148,9 @@ def _check(values: Mapping[str, Any]) -> None:
         if not isinstance(values[name], str) or values[name] not in known:
             raise IdentityError(f"{name} is one of {', '.join(known)}, not {str(values[name])[:40]!r}")
     if values["kv_heads"] % values["heads_per_shard"] or values["layers_per_shard"] > values["layers"]:
-        raise IdentityError(
-            f"the shard grid ({values['heads_per_shard']} heads, {values['layers_per_shard']} layers) doesn't fit a model "
-            f"of {values['kv_heads']} kv heads and {values['layers']} layers"
-        )
+        grid = f"{values['heads_per_shard']} heads, {values['layers_per_shard']} layers"
+        model = f"{values['kv_heads']} kv heads and {values['layers']} layers"
+        raise IdentityError(f"the shard grid ({grid}) doesn't fit a model of {model}")
 
 
 def _leaves(name: str, value: Any) -> list[tuple[str, str]]:

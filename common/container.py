@@ -1,0 +1,212 @@
+"""One stored object: a safetensors file whose every byte, checksums aside, follows from what it holds.
+
+docs/format/container.md is the specification. A writer fills in a prepared header; a reader compares the header with
+the one it predicts, then checks the checksums of the shards it needs. `parse_header` is for readers that predict
+nothing.
+"""
+
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from typing import TypeAlias
+
+import xxhash
+
+from kvlingua.common import canonical_json
+from kvlingua.common.chain import DIGEST_BYTES
+from kvlingua.common.errors import ContainerError, IdentityError, UnsupportedError
+from kvlingua.common.header import (
+    CHECKSUM_DIGITS,
+    FORMAT,
+    MAX_HEADER_BYTES,
+    POSITION_DIGITS,
+    HeaderTemplate,
+    header_length,
+)
+from kvlingua.common.namespace import FORMAT_VERSION, Namespace
+from kvlingua.layouts.geometry import Extent
+
+_RANGE = re.compile(r"(0|[1-9][0-9]{0,5})-([1-9][0-9]{0,5})")
+_METADATA = ("chain", "first_token", "format", "format_version", "header_checksum", "heads", "layers", "namespace")
+
+
+# A shard, and the runs of the data (first byte, end) in which it lies in one plane.
+_Part: TypeAlias = tuple[Extent, tuple[tuple[int, int], ...]]
+
+
+@dataclass(frozen=True)
+class Container:
+    """The objects of one namespace and extent: all of one size, their headers differ in fixed places only.
+
+    `extent`: a union of whole shards of `namespace.grid`, else UnsupportedError. Tensors k and v are
+    `[head, layer, token, dim]`, dense, one after the other from byte `header_bytes` on: in memory, objects that lie
+    one after the other are a pool of layout `canonical` with a block stride of `object_bytes`.
+    """
+
+    namespace: Namespace
+    extent: Extent
+    header_bytes: int = field(init=False, repr=False)
+    data_bytes: int = field(init=False, repr=False)
+    object_bytes: int = field(init=False, repr=False)
+    _template: HeaderTemplate = field(init=False, repr=False, compare=False)
+    _parts: dict[str, list[_Part]] = field(init=False, repr=False, compare=False)
+
+    def __post_init__(self) -> None:
+        self.namespace.grid.check_writer(self.extent)
+        template = HeaderTemplate.of(self.namespace, self.extent)
+        data_bytes = self.namespace.geometry.token_bytes(self.extent) * self.namespace.chunk_tokens
+        object.__setattr__(self, "_template", template)
+        object.__setattr__(self, "_parts", _parts(self.namespace, self.extent))
+        object.__setattr__(self, "header_bytes", len(template.data))
+        object.__setattr__(self, "data_bytes", data_bytes)
+        object.__setattr__(self, "object_bytes", len(template.data) + data_bytes)
+
+    def write_header(self, into: memoryview, digest: bytes, chunk_index: int, data: memoryview) -> None:
+        """Fill `into`, `header_bytes` long, for the object whose tensors are `data`, `data_bytes` long.
+
+        `digest`: the chunk's chain digest. `chunk_index`: which chunk of its sequence it is, from 0.
+        Raises ContainerError for buffers of another size.
+        """
+        if into.nbytes != self.header_bytes or data.nbytes != self.data_bytes:
+            raise ContainerError(
+                "size",
+                f"a header of {self.header_bytes} and data of {self.data_bytes} bytes expected, "
+                f"not {into.nbytes} and {data.nbytes}",
+            )
+        position = chunk_index * self.namespace.chunk_tokens
+        if len(digest) != DIGEST_BYTES or not 0 <= position < 10**POSITION_DIGITS:
+            raise ContainerError("identity", f"a digest of {len(digest)} bytes for chunk {chunk_index}")
+        data = data.cast("B")
+        fields = {"chain": digest.hex(), "first_token": f"{position:0{POSITION_DIGITS}d}"}
+        for plane, parts in self._parts.items():
+            fields[f"checksums_{plane}"] = "".join(_checksum(data, runs) for _, runs in parts)
+        into.cast("B")[:] = self._template.filled(fields)
+
+    def verify(self, obj: memoryview, digest: bytes, needed: Extent) -> None:
+        """Raise ContainerError unless `obj` is the object of this namespace, extent and chain digest, undamaged.
+
+        The whole header is checked, and of the data the shards that `needed` touches. No data is copied.
+        """
+        obj = obj.cast("B")
+        if obj.nbytes != self.object_bytes:
+            raise ContainerError("size", f"an object of {self.object_bytes} bytes expected, not {obj.nbytes}")
+        if not self.extent.contains(needed):
+            raise ContainerError("extent", f"{needed} is wanted of an object that holds {self.extent}")
+        head = obj[: self.header_bytes]
+        if not self._template.matches(head):
+            parse_header(head, obj.nbytes)  # names what is wrong with it, if it can't be read at all
+            raise ContainerError("identity", "the object belongs to another namespace, or holds another extent")
+        chain = self._template.value(head, "chain")
+        if chain != digest.hex().encode():
+            raise ContainerError("identity", f"the object's chain digest is {chain!r}, not {digest.hex()}")
+        self._verify_header(head)
+        data, wanted = obj[self.header_bytes :], self.namespace.grid.aligned(needed)
+        for plane, parts in self._parts.items():
+            stored = self._template.value(head, f"checksums_{plane}").decode("ascii", "replace")
+            for number, (shard, runs) in enumerate(parts):
+                expected = stored[number * CHECKSUM_DIGITS : (number + 1) * CHECKSUM_DIGITS]
+                if wanted.contains(shard) and expected != _checksum(data, runs):
+                    raise ContainerError("checksum", f"plane {plane} is damaged in {shard}: its checksum doesn't fit")
+
+    def _verify_header(self, head: memoryview) -> None:
+        if self._template.value(head, "header_checksum") != self._template.checksum(head).encode():
+            raise ContainerError("checksum", "the header is damaged: its checksum doesn't fit")
+
+
+@dataclass(frozen=True)
+class ParsedHeader:
+    """What an object says about itself. `container.verify(obj, chain, container.extent)` then checks its data."""
+
+    container: Container
+    chain: bytes
+    first_token: int
+
+
+def parse_header(head: bytes | memoryview, size: int) -> ParsedHeader:
+    """Read a header without knowing what it should say; bounds are checked before anything is built.
+
+    `head`: the object's first bytes, the whole header at least (`header_length` tells how many from the first 8).
+    `size`: of the whole object. The header must be, to the byte, the one that a writer makes for what it says it holds.
+    Raises ContainerError for everything else.
+    """
+    length = header_length(head, size)
+    if len(head) < length:
+        raise ContainerError("truncated", f"{len(head)} of the header's {length} bytes")
+    head = memoryview(bytes(head[:length]))
+    metadata = _metadata(head[8:])
+    try:
+        namespace = Namespace.from_json(metadata["namespace"].encode())
+        container = Container(namespace, _extent(metadata))
+    except (IdentityError, UnsupportedError, UnicodeEncodeError) as error:
+        raise ContainerError("namespace", f"the object's namespace can't be used: {error}") from None
+    if container.object_bytes != size:
+        raise ContainerError("size", f"{container.object_bytes} bytes follow from the header, the object has {size}")
+    if container.header_bytes != length or not container._template.matches(head):
+        raise ContainerError("header", "the header is not the one that follows from what the object says it holds")
+    container._verify_header(head)
+    try:
+        chain, first_token = bytes.fromhex(metadata["chain"]), int(metadata["first_token"])
+    except ValueError:
+        raise ContainerError("header", "the chain digest or the token position is not a number") from None
+    fixed = chain.hex() + f"{first_token:0{POSITION_DIGITS}d}"
+    if len(chain) != DIGEST_BYTES or fixed != metadata["chain"] + metadata["first_token"]:
+        raise ContainerError("header", "the chain digest or the token position is not in its fixed form")
+    if first_token % namespace.chunk_tokens:
+        raise ContainerError("header", f"token {first_token} begins no chunk of {namespace.chunk_tokens}")
+    return ParsedHeader(container, chain, first_token)
+
+
+def _metadata(text: memoryview) -> dict[str, str]:
+    try:
+        values = canonical_json.decode(text, max_bytes=MAX_HEADER_BYTES)
+    except ValueError as error:
+        raise ContainerError("header", f"the header is not JSON: {error}") from None
+    metadata = values.get("__metadata__") if isinstance(values, dict) else None
+    if not isinstance(metadata, dict) or not all(isinstance(value, str) for value in metadata.values()):
+        raise ContainerError("header", "the header has no metadata")
+    missing = [name for name in _METADATA if name not in metadata]
+    if missing or metadata["format"] != FORMAT:
+        raise ContainerError("foreign", f"not an object of kvlingua: no {', '.join(missing) or 'format ' + FORMAT}")
+    if metadata["format_version"] != str(FORMAT_VERSION):
+        version = metadata["format_version"]
+        raise ContainerError("version", f"format version {version[:20]!r}: this kvlingua reads {FORMAT_VERSION}")
+    return metadata
+
+
+def _extent(metadata: dict[str, str]) -> Extent:
+    heads, layers = _RANGE.fullmatch(metadata["heads"]), _RANGE.fullmatch(metadata["layers"])
+    numbers = [int(number) for match in (heads, layers) if match is not None for number in match.groups()]
+    if len(numbers) != 4 or numbers[0] >= numbers[1] or numbers[2] >= numbers[3]:
+        raise ContainerError("header", "heads and layers are two ranges such as 0-8")
+    return Extent(*numbers)
+
+
+def _parts(namespace: Namespace, extent: Extent) -> dict[str, list[_Part]]:
+    """Per plane its shards, in the order of their checksums: heads slowest, layers fastest."""
+    parts: dict[str, list[_Part]] = {}
+    base = 0
+    for plane in namespace.geometry.planes:
+        layer = namespace.chunk_tokens * plane.width * namespace.geometry.itemsize
+        head = extent.layers * layer
+        shards = namespace.grid.shards(extent)
+        parts[plane.name] = [(shard, tuple(_runs(extent, shard, base, head, layer))) for shard in shards]
+        base += extent.heads * head
+    return parts
+
+
+def _runs(extent: Extent, shard: Extent, base: int, head: int, layer: int) -> Iterator[tuple[int, int]]:
+    """One run if the shard has all layers of the object, else one per head. `head`, `layer`: their bytes."""
+    if shard.layers == extent.layers:
+        yield base + (shard.head_start - extent.head_start) * head, base + (shard.head_stop - extent.head_start) * head
+        return
+    for number in range(shard.head_start - extent.head_start, shard.head_stop - extent.head_start):
+        start = base + number * head + (shard.layer_start - extent.layer_start) * layer
+        yield start, start + shard.layers * layer
+
+
+def _checksum(data: memoryview, runs: tuple[tuple[int, int], ...]) -> str:
+    """xxh3-128 of the runs, one after the other."""
+    checksum = xxhash.xxh3_128()
+    for start, stop in runs:
+        checksum.update(data[start:stop])
+    return checksum.hexdigest()

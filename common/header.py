@@ -1,0 +1,112 @@
+"""The header of a stored object: it follows from what the object holds, but for a few fields of fixed width."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import xxhash
+
+from kvlingua.common import canonical_json
+from kvlingua.common.chain import DIGEST_BYTES
+from kvlingua.common.errors import ContainerError, UnsupportedError
+from kvlingua.common.namespace import FORMAT_VERSION, Namespace
+from kvlingua.layouts.geometry import Extent
+
+ALIGNMENT = 64
+MAX_HEADER_BYTES = 1 << 20
+CHECKSUM_DIGITS = 32  # hexadecimal, of an xxh3-128
+POSITION_DIGITS = 10  # decimal, of a token position
+FORMAT = "kvlingua"
+DTYPES = {"float32": "F32", "float16": "F16", "bfloat16": "BF16"}
+
+
+@dataclass(frozen=True)
+class HeaderTemplate:
+    """A whole header, its length field included, with zeros where objects of one namespace and extent differ.
+
+    `places`: those fields, in the order in which they stand in the header.
+    """
+
+    data: bytes
+    places: Mapping[str, slice]
+
+    @classmethod
+    def of(cls, namespace: Namespace, extent: Extent) -> "HeaderTemplate":
+        """Of the objects that hold `extent`, a union of whole shards. UnsupportedError beyond the bound."""
+        geometry, grid = namespace.geometry, namespace.grid
+        shards = (extent.heads // grid.heads_per_shard) * -(-extent.layers // grid.layers_per_shard)
+        if (
+            shards * CHECKSUM_DIGITS * len(geometry.planes) > MAX_HEADER_BYTES // 2
+        ):  # before anything of that size is built
+            raise UnsupportedError("shard_grid", f"{shards} shards in one object: use more layers per shard")
+        widths = {"chain": 2 * DIGEST_BYTES, "first_token": POSITION_DIGITS, "header_checksum": CHECKSUM_DIGITS}
+        widths |= {f"checksums_{plane.name}": shards * CHECKSUM_DIGITS for plane in geometry.planes}
+        metadata = {name: "0" * width for name, width in widths.items()} | {
+            "format": FORMAT,
+            "format_version": str(FORMAT_VERSION),
+            "heads": f"{extent.head_start}-{extent.head_stop}",
+            "layers": f"{extent.layer_start}-{extent.layer_stop}",
+            "namespace": namespace.json().decode(),
+            "namespace_digest": namespace.digest,
+        }
+        header: dict[str, object] = {"__metadata__": metadata}
+        offset = 0
+        for plane in geometry.planes:
+            shape = [extent.heads, extent.layers, namespace.chunk_tokens, plane.width]
+            end = offset + extent.heads * extent.layers * namespace.chunk_tokens * plane.width * geometry.itemsize
+            header[plane.name] = {"dtype": DTYPES[geometry.dtype], "shape": shape, "data_offsets": [offset, end]}
+            offset = end
+        try:
+            text = canonical_json.encode(header, max_bytes=MAX_HEADER_BYTES - ALIGNMENT - 8)
+        except ValueError as error:
+            raise UnsupportedError("header", f"the header can't be written: {error}") from None
+        text += b" " * (-(8 + len(text)) % ALIGNMENT)
+        data = len(text).to_bytes(8, "little") + text
+        places = {}
+        for name, width in sorted(widths.items()):
+            # A quote inside the namespace's JSON has a backslash before it, so this stands in one place only.
+            start = data.index(f'"{name}":"'.encode()) + len(name) + 4
+            places[name] = slice(start, start + width)
+        return cls(data, places)
+
+    def filled(self, fields: Mapping[str, str]) -> bytearray:
+        """The header with these fields and its own checksum."""
+        header = bytearray(self.data)
+        for name, text in fields.items():
+            header[self.places[name]] = text.encode()
+        header[self.places["header_checksum"]] = self.checksum(memoryview(header)).encode()
+        return header
+
+    def matches(self, head: memoryview) -> bool:
+        """Whether `head`, of this template's length, is equal to it outside the fields."""
+        start = 0
+        for place in [*self.places.values(), slice(len(self.data), len(self.data))]:
+            if bytes(head[start : place.start]) != self.data[start : place.start]:
+                return False
+            start = place.stop
+        return True
+
+    def value(self, head: memoryview, name: str) -> bytes:
+        """What stands in a field."""
+        return bytes(head[self.places[name]])
+
+    def checksum(self, head: memoryview) -> str:
+        """xxh3-128 of the header with 32 zeros (the digit) where this checksum stands."""
+        place = self.places["header_checksum"]
+        checksum = xxhash.xxh3_128(head[: place.start])
+        checksum.update(b"0" * CHECKSUM_DIGITS)
+        checksum.update(head[place.stop :])
+        return checksum.hexdigest()
+
+
+def header_length(start: bytes | memoryview, size: int) -> int:
+    """How many bytes the header of an object takes, from its first 8 bytes and size; bounded. ContainerError."""
+    if len(start) < 8 or size < 8:
+        raise ContainerError("truncated", f"an object of {size} bytes can't hold a header")
+    length = 8 + int.from_bytes(bytes(start[:8]), "little")
+    if length > MAX_HEADER_BYTES:
+        raise ContainerError("header", f"a header of {length} bytes, more than the {MAX_HEADER_BYTES} allowed")
+    if length > size:
+        raise ContainerError("truncated", f"a header of {length} bytes in an object of {size}")
+    if length % ALIGNMENT:
+        raise ContainerError("header", f"data that begins at byte {length}, not at a multiple of {ALIGNMENT}")
+    return length
