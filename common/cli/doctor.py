@@ -1,0 +1,114 @@
+"""`kvlingua doctor`: versions, kernels, engines, the configuration as resolved, and why nothing hits."""
+
+import argparse
+import platform
+from collections.abc import Iterator
+from importlib import metadata
+
+from kvlingua.common.cli.inspect import contents, namespaces
+from kvlingua.common.cli.sizes import size
+from kvlingua.common.cli.target import add_target, existing_store
+from kvlingua.common.config import Config
+from kvlingua.common.errors import ConfigError, KVLinguaError
+from kvlingua.common.fingerprint import FingerprintTask
+from kvlingua.common.model import describe_model
+from kvlingua.common.namespace import Namespace
+from kvlingua.common.supported import ENGINES
+from kvlingua.layouts import native
+from kvlingua.layouts.geometry import ITEMSIZE
+
+FINGERPRINT_TIMEOUT_S = 3600
+
+
+def add(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
+    parser = commands.add_parser(
+        "doctor", help="what is installed, what is configured, why nothing hits", description=__doc__
+    )
+    add_target(parser)
+    parser.add_argument(
+        "--model", metavar="PATH|ID", help="the model that doesn't hit: its namespace is worked out and compared"
+    )
+    parser.add_argument("--dtype", choices=sorted(ITEMSIZE), help="the dtype it runs in (with --model)")
+    parser.set_defaults(run=run)
+
+
+def run(options: argparse.Namespace) -> int:
+    if bool(options.model) != bool(options.dtype):
+        raise ConfigError("--model and --dtype go together: the same weights in another dtype have other KV")
+    for title, lines in (("installed", installed()), ("configuration", configuration())):
+        print(f"{title}\n" + "\n".join(f"  {line}" for line in lines))
+    print("store")
+    try:
+        store = existing_store(options.target)
+        found = contents(store)
+    except KVLinguaError as problem:
+        print(f"  {problem}")
+        return 1
+    print(f"  {store.describe()}: {len(found)} namespaces, {size(sum(one.nbytes for one in found))}")
+    print("why nothing hits")
+    stored = namespaces(found)
+    lines = model_advice(options.model, options.dtype, stored) if options.model else store_advice(stored)
+    print("\n".join(f"  {line}" for line in lines))
+    store.close()
+    return 0
+
+
+def installed() -> Iterator[str]:
+    yield f"kvlingua {metadata.version('kvlingua')}, Python {platform.python_version()}, {platform.machine()}"
+    yield f"kernels: {native.describe()}"
+    try:
+        yield f"torch {metadata.version('torch')}"
+    except metadata.PackageNotFoundError:
+        yield "torch isn't installed here"
+    for engine in ENGINES:
+        version = engine.installed()
+        if version is None:
+            yield f"{engine.title} isn't installed in this environment"
+        elif engine.supports(version):
+            yield f"{engine.title} {version}, supported"
+        else:
+            yield f"{engine.title} {version}, NOT supported: {engine.refusal(version)}"
+
+
+def configuration() -> Iterator[str]:
+    config = Config.resolve()
+    for key, source in config.sources().items():
+        yield f"{key} = {getattr(config, key)}  ({source})"
+
+
+def model_advice(model: str, dtype: str, stored: list[Namespace]) -> Iterator[str]:
+    """The namespace an engine would use for this model, and the stored one that is nearest to it."""
+    config = Config.resolve()
+    description = describe_model(model, compute_dtype=dtype, kv_dtype=dtype)
+    fingerprint = FingerprintTask(description, config).wait(FINGERPRINT_TIMEOUT_S)
+    if fingerprint is None:
+        raise ConfigError(f"the weights of {model} could not be read within {FINGERPRINT_TIMEOUT_S} s")
+    here = description.namespace(
+        fingerprint, chunk_tokens=config.chunk_tokens, layers_per_shard=config.layers_per_shard
+    )
+    yield f"{model} in {dtype} is namespace {here.digest[:12]}"
+    if here in stored:
+        yield "it is in the store: prompts that begin like a stored one hit"
+        return
+    yield from nearest_of(here, stored)
+
+
+def store_advice(stored: list[Namespace]) -> Iterator[str]:
+    """For each namespace the nearest other one: two engines that should share, but don't, show up here."""
+    if len(stored) < 2:
+        yield "one namespace or none is stored: engines that share nothing yet. Name one: --model PATH --dtype DTYPE"
+    for here in stored:
+        others = [one for one in stored if one != here]
+        if others:
+            yield f"namespace {here.digest[:12]}:"
+            yield from nearest_of(here, others)
+
+
+def nearest_of(here: Namespace, others: list[Namespace]) -> Iterator[str]:
+    if not others:
+        yield "the store holds nothing else to compare it with"
+        return
+    there = min(others, key=lambda one: len(here.differences(one)))
+    yield f"  the nearest other is {there.digest[:12]}, which differs in:"
+    for difference in here.differences(there):
+        yield f"    {difference}"

@@ -1,0 +1,152 @@
+"""`kvlingua inspect`: what is stored. With `--verify` every byte of every object is read and checked."""
+
+import argparse
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from kvlingua.common.cli.progress import progress
+from kvlingua.common.cli.sizes import size
+from kvlingua.common.cli.target import add_target, existing_store
+from kvlingua.common.container import ParsedHeader, parse_header
+from kvlingua.common.errors import ContainerError, IdentityError, StoreError
+from kvlingua.common.keys import NAMESPACE_FILE, OBJECT_SUFFIX, parse_key
+from kvlingua.common.namespace import MAX_NAMESPACE_BYTES, Namespace
+from kvlingua.common.store import Entry, Read, Store
+
+# An object of one chunk; a larger one isn't read into memory because a stranger put it there.
+MAX_OBJECT_BYTES = 8 << 30
+
+
+@dataclass
+class Contents:
+    """What one namespace holds."""
+
+    digest: str
+    namespace: Namespace | None = None
+    objects: int = 0
+    nbytes: int = 0
+    chains: set[bytes] = field(default_factory=set)
+
+    def lines(self) -> list[str]:
+        if self.namespace is None:
+            return [f"{self.digest[:12]}  (its {NAMESPACE_FILE} can't be read)", self._counts("?")]
+        one = self.namespace
+        family = one.model_config.get("model_type", "unknown")
+        return [
+            f"{self.digest[:12]}  {family}, {one.layers} layers x {one.kv_heads} kv heads x {one.k_dim}, "
+            f"{one.kv_dtype}, chunks of {one.chunk_tokens}, weights {one.fingerprint[:19]}",
+            self._counts(str(len(self.chains) * one.chunk_tokens)),
+        ]
+
+    def _counts(self, tokens: str) -> str:
+        return f"              {len(self.chains)} chunks, {tokens} tokens, {self.objects} objects, {size(self.nbytes)}"
+
+
+def add(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
+    parser = commands.add_parser("inspect", help="what a store or one object holds", description=__doc__)
+    add_target(parser)
+    parser.add_argument("--verify", action="store_true", help="read every object and check every checksum")
+    parser.set_defaults(run=run)
+
+
+def run(options: argparse.Namespace) -> int:
+    if options.target and Path(options.target).is_file():
+        return inspect_object(Path(options.target))
+    store = existing_store(options.target)
+    print(report(store))
+    return verify(store) if options.verify else 0
+
+
+def inspect_object(path: Path) -> int:
+    """Describes and verifies one file."""
+    try:
+        if path.stat().st_size > MAX_OBJECT_BYTES:
+            raise ContainerError("size", f"more than {size(MAX_OBJECT_BYTES)}, no object is that large")
+        header = check_object(memoryview(path.read_bytes()))
+    except ContainerError as problem:
+        print(f"{path}: damaged or foreign ({problem.reason}): {problem}")
+        return 1
+    container = header.container
+    last = header.first_token + container.namespace.chunk_tokens
+    print(
+        f"{path}: tokens {header.first_token}-{last} of chain {header.chain.hex()[:12]}, {container.extent}, "
+        f"{container.namespace.kv_dtype}, namespace {container.namespace.digest[:12]}; checksums right"
+    )
+    return 0
+
+
+def report(store: Store) -> str:
+    """Models, chunks, tokens and bytes of a store, as text."""
+    found = contents(store)
+    lines = [f"{store.describe()}: {len(found)} namespaces, {size(sum(one.nbytes for one in found))}"]
+    for one in found:
+        lines += one.lines()
+    return "\n".join(lines)
+
+
+def contents(store: Store) -> list[Contents]:
+    """What each namespace of a store holds, the largest first."""
+    found: dict[str, Contents] = {}
+    for entry in store.scan():
+        digest = entry.key.partition("/")[0]
+        one = found.setdefault(digest, Contents(digest))
+        one.nbytes += entry.nbytes
+        key = parse_key(entry.key)
+        if key is not None:
+            one.objects += 1
+            one.chains.add(key.chain)
+        elif entry.key.endswith(NAMESPACE_FILE):
+            one.namespace = read_namespace(store, entry)
+    return sorted(found.values(), key=lambda one: (-one.nbytes, one.digest))
+
+
+def read_namespace(store: Store, entry: Entry) -> Namespace | None:
+    """The namespace whose JSON `entry` is; None if it can't be read or isn't the one its folder is named after."""
+    data = bytearray(min(entry.nbytes, MAX_NAMESPACE_BYTES))
+    if store.get_many([Read(entry.key, 0, memoryview(data))]) != [len(data)]:
+        return None
+    try:
+        namespace = Namespace.from_json(bytes(data))
+    except IdentityError:
+        return None
+    return namespace if entry.key.startswith(namespace.digest) else None
+
+
+def verify(store: Store) -> int:
+    """Reads everything, prints a line for each object that can't be trusted. Exit status 1 if there is one."""
+    entries = [entry for entry in store.scan() if entry.key.endswith(OBJECT_SUFFIX)]
+    damaged = 0
+    for entry in progress(entries, len(entries), "verifying"):
+        try:
+            verify_entry(store, entry)
+        except (ContainerError, StoreError) as problem:
+            damaged += 1
+            print(f"{entry.key}: {problem}")
+    print(f"verified {len(entries)} objects: {'all right' if not damaged else f'{damaged} damaged'}")
+    return 1 if damaged else 0
+
+
+def verify_entry(store: Store, entry: Entry) -> None:
+    """Raises ContainerError unless the object is undamaged and is the one that its key names."""
+    if entry.nbytes > MAX_OBJECT_BYTES:
+        raise ContainerError("size", f"{size(entry.nbytes)}, no object is that large")
+    data = bytearray(entry.nbytes)
+    if store.get_many([Read(entry.key, 0, memoryview(data))]) != [entry.nbytes]:
+        raise ContainerError("truncated", "it went, or changed its size, while it was read")
+    header = check_object(memoryview(data))
+    key = parse_key(entry.key)
+    holds = (header.container.namespace.digest, header.chain, header.container.extent)
+    if key is None or (key.namespace, key.chain, key.extent) != holds:
+        raise ContainerError("identity", "it is an undamaged object of another key: somebody has renamed it")
+
+
+def check_object(data: memoryview) -> ParsedHeader:
+    """The header of an object whose header and every shard are undamaged. Raises ContainerError."""
+    header = parse_header(data, data.nbytes)
+    header.container.verify(data, header.chain, header.container.extent)
+    return header
+
+
+def namespaces(found: Sequence[Contents]) -> list[Namespace]:
+    return [one.namespace for one in found if one.namespace is not None]

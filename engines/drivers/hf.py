@@ -1,0 +1,92 @@
+"""Hugging Face transformers as a driver: `model.generate`, one prompt after the other. `page` means nothing to it."""
+
+import time
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from engines.drivers.protocol import Answer, Ask, Launch, Reply, serve
+
+
+class HuggingFace:
+    """A model loaded with `from_pretrained`, with kvlingua attached to it or not."""
+
+    page = 1
+
+    def __init__(self, launch: Launch) -> None:
+        import torch
+        import transformers
+
+        self.version = transformers.__version__
+        self._torch = torch
+        arguments: dict[str, Any] = {"dtype": getattr(torch, launch.dtype), **launch.engine}
+        self.model = transformers.AutoModelForCausalLM.from_pretrained(launch.model, **arguments).eval()
+        self._cache = None
+        if launch.cache:
+            import kvlingua
+
+            self._cache = kvlingua.KVCache.open(kvlingua.Config.resolve(role=launch.role, **launch.config))
+            kvlingua.hf.attach(self.model, self._cache)
+        self._computed = 0
+        self._first_forward = False
+        self.model.register_forward_pre_hook(self._count, with_kwargs=True)
+
+    def generate(self, asks: Sequence[Ask]) -> Reply:
+        start, computed, answers = time.monotonic(), self._computed, []
+        for ask in asks:
+            if ask.cache_salt is not None or ask.extra_key is not None:
+                raise ValueError("transformers knows neither cache_salt nor extra_key")
+            answers.append(self._answer(ask))
+        return Reply(
+            answers,
+            prompt_tokens=sum(answer.prompt_tokens for answer in answers),
+            reused=sum(answer.reused for answer in answers),
+            local=0,
+            computed=self._computed - computed,
+            seconds=time.monotonic() - start,
+        )
+
+    def call(self, method: str, arguments: Mapping[str, Any]) -> object:
+        if method == "flush":
+            return self._cache is None or self._cache.flush(**arguments)
+        raise LookupError(f"no method {method!r}; there is flush")
+
+    def close(self) -> None:
+        if self._cache is not None:
+            self._cache.close()
+
+    def _answer(self, ask: Ask) -> Answer:
+        ids = self._torch.tensor([list(ask.prompt)])
+        times: list[float] = []
+
+        def note_time(tokens: Any, scores: Any, **_: Any) -> Any:
+            times.append(time.monotonic())
+            return self._torch.zeros(tokens.shape[0], dtype=self._torch.bool)
+
+        self._first_forward = True
+        start = time.monotonic()
+        output = self.model.generate(
+            ids,
+            attention_mask=self._torch.ones_like(ids),
+            do_sample=False,
+            max_new_tokens=ask.max_tokens,
+            min_new_tokens=ask.max_tokens,
+            stopping_criteria=[note_time],
+            **ask.options,
+        )
+        last = self.model.kvlingua.last if self._cache is not None else None
+        return Answer(
+            tokens=output[0, len(ask.prompt) :].tolist(),
+            prompt_tokens=len(ask.prompt),
+            reused=last.reused if last is not None else 0,
+            ttft_s=times[0] - start,
+        )
+
+    def _count(self, module: object, positional: tuple[Any, ...], named: dict[str, Any]) -> None:
+        """The input length of each generate's first forward: what is computed of the prompt."""
+        if self._first_forward:
+            self._first_forward = False
+            self._computed += named["input_ids"].shape[1]
+
+
+if __name__ == "__main__":
+    serve(HuggingFace)
