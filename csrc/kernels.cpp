@@ -1,0 +1,47 @@
+// Plain C++ kernels for any CPU, and the choice among all of them.
+#include "kernels.h"
+
+#include <cstring>
+
+#include "kvlingua.h"
+
+namespace kvl {
+namespace {
+
+void rows(char* dst, int64_t dst_stride, const char* src, int64_t src_stride, int64_t count, int64_t bytes,
+          int64_t ahead) {
+    for (int64_t i = 0; i < count; ++i, dst += dst_stride, src += src_stride) {
+        __builtin_prefetch(reinterpret_cast<const char*>(reinterpret_cast<intptr_t>(src) + ahead));
+        std::memcpy(dst, src, static_cast<size_t>(bytes));
+    }
+}
+
+template <typename T>
+void transpose(char* dst, int64_t dst_stride, const char* src, int64_t src_stride, int64_t rows, int64_t cols, int64_t,
+               bool) {
+    constexpr int64_t kTile = 64 / sizeof(T);  // a tile's lines on both sides stay in the first-level cache
+    for (int64_t r0 = 0; r0 < rows; r0 += kTile) {
+        const int64_t r1 = r0 + kTile < rows ? r0 + kTile : rows;
+        for (int64_t c = 0; c < cols; ++c) {
+            T* out = reinterpret_cast<T*>(dst + c * dst_stride);
+            const char* in = src + c * static_cast<int64_t>(sizeof(T));
+            for (int64_t r = r0; r < r1; ++r) out[r] = *reinterpret_cast<const T*>(in + r * src_stride);
+        }
+    }
+}
+
+}  // namespace
+
+const Kernels kPortable = {"portable", rows, rows, transpose<uint16_t>, transpose<uint32_t>, [] {}};
+
+const Kernels* find_kernels(int32_t which) {
+#if defined(__x86_64__)
+    const bool avx512 = __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw");
+    const bool avx2 = __builtin_cpu_supports("avx2");
+    if (which == KVL_AVX512 || (which == KVL_BEST && avx512)) return avx512 ? &kAvx512 : nullptr;
+    if (which == KVL_AVX2 || (which == KVL_BEST && avx2)) return avx2 ? &kAvx2 : nullptr;
+#endif
+    return which == KVL_BEST || which == KVL_PORTABLE ? &kPortable : nullptr;
+}
+
+}  // namespace kvl

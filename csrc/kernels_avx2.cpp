@@ -1,0 +1,21 @@
+// Kernels for x86 CPUs with AVX2: vectors of 32 bytes.
+#if defined(__x86_64__)
+#include <immintrin.h>
+
+#include <cstdint>
+
+#include "kernels.h"
+#include "target.h"
+
+KVL_TARGET_BEGIN("avx2")
+#include "simd.h"
+
+namespace {
+void fence() { _mm_sfence(); }
+}  // namespace
+KVL_TARGET_END
+
+namespace kvl {
+const Kernels kAvx2 = {"avx2", rows<V32>, stream_rows<V32>, transpose<V32, 2>, transpose<V32, 4>, fence};
+}  // namespace kvl
+#endif

@@ -1,0 +1,176 @@
+// Loops shared by the x86 kernels, over vectors of 16, 32 or 64 bytes.
+//
+// To be included inside a KVL_TARGET region: everything is in an anonymous namespace, so that no function compiled for
+// one instruction set can be taken by the linker for another file's.
+#ifndef KVLINGUA_SIMD_H_
+#define KVLINGUA_SIMD_H_
+
+namespace {
+
+// A vector type has kBytes and:
+//   load, store, stream      unaligned load and store, and a store past the cache (aligned)
+//   gather(p, step)          kBytes / 16 pieces of 16 bytes from p, p + step, ...
+//   lo16 ... hi64            interleave the lower or upper halves of each 16-byte lane, by elements of that many bits
+struct V16 {
+    using T = __m128i;
+    static constexpr int64_t kBytes = 16;
+    static T load(const char* p) { return _mm_loadu_si128(reinterpret_cast<const T*>(p)); }
+    static void store(char* p, T v) { _mm_storeu_si128(reinterpret_cast<T*>(p), v); }
+    static void stream(char* p, T v) { _mm_stream_si128(reinterpret_cast<T*>(p), v); }
+    static T gather(const char* p, int64_t) { return load(p); }
+    static T lo16(T a, T b) { return _mm_unpacklo_epi16(a, b); }
+    static T hi16(T a, T b) { return _mm_unpackhi_epi16(a, b); }
+    static T lo32(T a, T b) { return _mm_unpacklo_epi32(a, b); }
+    static T hi32(T a, T b) { return _mm_unpackhi_epi32(a, b); }
+    static T lo64(T a, T b) { return _mm_unpacklo_epi64(a, b); }
+    static T hi64(T a, T b) { return _mm_unpackhi_epi64(a, b); }
+};
+
+struct V32 {
+    using T = __m256i;
+    static constexpr int64_t kBytes = 32;
+    static T load(const char* p) { return _mm256_loadu_si256(reinterpret_cast<const T*>(p)); }
+    static void store(char* p, T v) { _mm256_storeu_si256(reinterpret_cast<T*>(p), v); }
+    static void stream(char* p, T v) { _mm256_stream_si256(reinterpret_cast<T*>(p), v); }
+    static T gather(const char* p, int64_t step) {
+        return _mm256_inserti128_si256(_mm256_castsi128_si256(V16::load(p)), V16::load(p + step), 1);
+    }
+    static T lo16(T a, T b) { return _mm256_unpacklo_epi16(a, b); }
+    static T hi16(T a, T b) { return _mm256_unpackhi_epi16(a, b); }
+    static T lo32(T a, T b) { return _mm256_unpacklo_epi32(a, b); }
+    static T hi32(T a, T b) { return _mm256_unpackhi_epi32(a, b); }
+    static T lo64(T a, T b) { return _mm256_unpacklo_epi64(a, b); }
+    static T hi64(T a, T b) { return _mm256_unpackhi_epi64(a, b); }
+};
+
+// An address beside the memory at hand: made of integers, since it may lie in another allocation.
+inline const char* beside(const char* p, int64_t distance) {
+    return reinterpret_cast<const char*>(reinterpret_cast<intptr_t>(p) + distance);
+}
+
+template <class V, bool kStream>
+inline void put(char* p, typename V::T v) {
+    if (kStream)
+        V::stream(p, v);
+    else
+        V::store(p, v);
+}
+
+// One tile: kBytes / itemsize rows and 16 / itemsize columns, transposed. Lane l of vector i takes row l * E + i, so
+// that transposing within each 16-byte lane leaves every column's rows in order across the lanes.
+template <class V, int kItem, bool kStream>
+inline void tile(char* dst, int64_t dst_stride, const char* src, int64_t src_stride) {
+    using T = typename V::T;
+    const int64_t step = src_stride * (16 / kItem);
+    if (kItem == 4) {
+        const T r0 = V::gather(src, step), r1 = V::gather(src + src_stride, step);
+        const T r2 = V::gather(src + 2 * src_stride, step), r3 = V::gather(src + 3 * src_stride, step);
+        const T a0 = V::lo32(r0, r1), a1 = V::hi32(r0, r1), a2 = V::lo32(r2, r3), a3 = V::hi32(r2, r3);
+        put<V, kStream>(dst, V::lo64(a0, a2));
+        put<V, kStream>(dst + dst_stride, V::hi64(a0, a2));
+        put<V, kStream>(dst + 2 * dst_stride, V::lo64(a1, a3));
+        put<V, kStream>(dst + 3 * dst_stride, V::hi64(a1, a3));
+    } else {
+        const T r0 = V::gather(src, step), r1 = V::gather(src + src_stride, step);
+        const T r2 = V::gather(src + 2 * src_stride, step), r3 = V::gather(src + 3 * src_stride, step);
+        const T r4 = V::gather(src + 4 * src_stride, step), r5 = V::gather(src + 5 * src_stride, step);
+        const T r6 = V::gather(src + 6 * src_stride, step), r7 = V::gather(src + 7 * src_stride, step);
+        const T a0 = V::lo16(r0, r1), a1 = V::hi16(r0, r1), a2 = V::lo16(r2, r3), a3 = V::hi16(r2, r3);
+        const T a4 = V::lo16(r4, r5), a5 = V::hi16(r4, r5), a6 = V::lo16(r6, r7), a7 = V::hi16(r6, r7);
+        const T b0 = V::lo32(a0, a2), b1 = V::hi32(a0, a2), b2 = V::lo32(a4, a6), b3 = V::hi32(a4, a6);
+        const T b4 = V::lo32(a1, a3), b5 = V::hi32(a1, a3), b6 = V::lo32(a5, a7), b7 = V::hi32(a5, a7);
+        put<V, kStream>(dst, V::lo64(b0, b2));
+        put<V, kStream>(dst + dst_stride, V::hi64(b0, b2));
+        put<V, kStream>(dst + 2 * dst_stride, V::lo64(b1, b3));
+        put<V, kStream>(dst + 3 * dst_stride, V::hi64(b1, b3));
+        put<V, kStream>(dst + 4 * dst_stride, V::lo64(b4, b6));
+        put<V, kStream>(dst + 5 * dst_stride, V::hi64(b4, b6));
+        put<V, kStream>(dst + 6 * dst_stride, V::lo64(b5, b7));
+        put<V, kStream>(dst + 7 * dst_stride, V::hi64(b5, b7));
+    }
+}
+
+template <int kItem>
+inline void transpose_scalar(char* dst, int64_t dst_stride, const char* src, int64_t src_stride, int64_t rows,
+                             int64_t cols) {
+    for (int64_t c = 0; c < cols; ++c)
+        for (int64_t r = 0; r < rows; ++r)
+            __builtin_memcpy(dst + c * dst_stride + r * kItem, src + r * src_stride + c * kItem, kItem);
+}
+
+// Wide tiles first, then what is left of the rows in narrower ones.
+template <class Wide, int kItem, bool kStream>
+inline void transpose_tiles(char* dst, int64_t dst_stride, const char* src, int64_t src_stride, int64_t rows,
+                            int64_t cols, int64_t ahead) {
+    constexpr int64_t kCols = 16 / kItem, kWide = Wide::kBytes / kItem;
+    int64_t c = 0;
+    for (; c + kCols <= cols; c += kCols) {
+        const char* in = src + c * kItem;
+        char* out = dst + c * dst_stride;
+        int64_t r = 0;
+        for (; r + kWide <= rows; r += kWide) {
+            if (c % (64 / kItem) == 0)
+                for (int64_t i = 0; i < kWide; ++i) _mm_prefetch(beside(in + (r + i) * src_stride, ahead), _MM_HINT_T0);
+            tile<Wide, kItem, kStream>(out + r * kItem, dst_stride, in + r * src_stride, src_stride);
+        }
+        if (Wide::kBytes > 32 && r + 32 / kItem <= rows) {
+            tile<V32, kItem, kStream>(out + r * kItem, dst_stride, in + r * src_stride, src_stride);
+            r += 32 / kItem;
+        }
+        if (r + kCols <= rows) {
+            tile<V16, kItem, kStream>(out + r * kItem, dst_stride, in + r * src_stride, src_stride);
+            r += kCols;
+        }
+        transpose_scalar<kItem>(out + r * kItem, dst_stride, in + r * src_stride, src_stride, rows - r, kCols);
+    }
+    transpose_scalar<kItem>(dst + c * dst_stride, dst_stride, src + c * kItem, src_stride, rows, cols - c);
+}
+
+template <class Wide, int kItem>
+void transpose(char* dst, int64_t dst_stride, const char* src, int64_t src_stride, int64_t rows, int64_t cols,
+               int64_t ahead, bool stream) {
+    // Only whole lines are worth streaming: rows of the target that fill them, or that follow each other without a gap.
+    const int64_t bytes = rows * kItem;
+    const bool lines = bytes % 64 == 0 || (dst_stride == bytes && bytes % 32 == 0);
+    const int64_t aligned = reinterpret_cast<intptr_t>(dst) | dst_stride;
+    if (stream && lines && aligned % (bytes % 64 == 0 ? 64 : 32) == 0)
+        transpose_tiles<Wide, kItem, true>(dst, dst_stride, src, src_stride, rows, cols, ahead);
+    else
+        transpose_tiles<Wide, kItem, false>(dst, dst_stride, src, src_stride, rows, cols, ahead);
+}
+
+// Rows in vectors; the rest of a row, shorter than one, by memcpy.
+template <class V>
+void rows(char* dst, int64_t dst_stride, const char* src, int64_t src_stride, int64_t count, int64_t bytes,
+          int64_t ahead) {
+    const int64_t whole = bytes - bytes % 64;
+    for (int64_t n = 0; n < count; ++n, dst += dst_stride, src += src_stride) {
+        for (int64_t i = 0; i < whole; i += 64) {
+            _mm_prefetch(beside(src + i, ahead), _MM_HINT_T0);
+            for (int64_t j = 0; j < 64; j += V::kBytes) V::store(dst + i + j, V::load(src + i + j));
+        }
+        if (whole < bytes) __builtin_memcpy(dst + whole, src + whole, static_cast<size_t>(bytes - whole));
+    }
+}
+
+template <class V>
+void stream_rows(char* dst, int64_t dst_stride, const char* src, int64_t src_stride, int64_t count, int64_t bytes,
+                 int64_t ahead) {
+    const bool aligned = ((reinterpret_cast<intptr_t>(dst) | dst_stride | bytes) & 63) == 0;
+    // Short rows that share lines with their neighbours would write each line in pieces, which is slow past the cache.
+    if (!aligned && bytes < 512) return rows<V>(dst, dst_stride, src, src_stride, count, bytes, ahead);
+    for (int64_t n = 0; n < count; ++n, dst += dst_stride, src += src_stride) {
+        const int64_t head = aligned ? 0 : -reinterpret_cast<intptr_t>(dst) & 63;
+        const int64_t end = head + (bytes - head) / 64 * 64;
+        if (head) __builtin_memcpy(dst, src, static_cast<size_t>(head));
+        for (int64_t i = head; i < end; i += 64) {
+            _mm_prefetch(beside(src + i, ahead), _MM_HINT_T0);
+            for (int64_t j = 0; j < 64; j += V::kBytes) V::stream(dst + i + j, V::load(src + i + j));
+        }
+        if (end < bytes) __builtin_memcpy(dst + end, src + end, static_cast<size_t>(bytes - end));
+    }
+}
+
+}  // namespace
+
+#endif  // KVLINGUA_SIMD_H_
