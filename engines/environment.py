@@ -100,7 +100,7 @@ class Environment:
         self.log.write_text("", encoding="utf-8")
         total = len(self.recipe.steps) + 2
         with step(f"  [1/{total}] making a virtual environment with Python {sys.version.split()[0]}"):
-            self._run([sys.executable, "-m", "venv", str(self.folder)])
+            self._run([sys.executable, "-m", "venv", "--without-pip", str(self.folder)])
             (self.folder / "tmp").mkdir()
             (self.folder / "lock.txt").write_text(self.recipe.lock, encoding="utf-8")
         for number, part in enumerate(self.recipe.steps, start=2):
@@ -113,7 +113,9 @@ class Environment:
     def _take(self, part: Step) -> None:
         if part.pip:
             lock = str(self.folder / "lock.txt")
-            self._run([str(self.python), "-m", "pip", *(lock if word == "{lock}" else word for word in part.pip)])
+            words = [lock if word == "{lock}" else word for word in part.pip]
+            # The pip that is here works on the Python that is there: one pip, whose behaviour is known.
+            self._run([sys.executable, "-m", "pip", "--python", str(self.python), *words])
             return
         standin = self.recipe.standins / part.standin
         if part.prepend:
