@@ -10,9 +10,8 @@ import re
 from collections.abc import Callable
 from typing import ParamSpec, TypeVar
 
-from kvlingua.common import log
+from kvlingua.common import log, metrics
 from kvlingua.common.errors import ContainerError, KVLinguaError, UnsupportedError
-from kvlingua.common.metrics import REFUSALS
 
 T = TypeVar("T")
 P = ParamSpec("P")
@@ -46,7 +45,7 @@ class Guard:
     def refuse(self, what: str, error: Exception, consequence: str) -> None:
         """Count and log an error that a caller has caught itself."""
         reason = reason_of(error)
-        REFUSALS.labels(self.adapter, reason).inc()
+        metrics.refused(self.adapter, reason)
         ours = isinstance(error, KVLinguaError)
         message = f"{self.adapter}: {what} failed ({reason}), {consequence}: {error if ours else repr(error)}"
         if log.once(f"guard {self.adapter} {what} {reason}", logging.WARNING, message, every_s=REPEAT_S) and not ours:

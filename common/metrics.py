@@ -10,6 +10,7 @@ import threading
 import time
 from contextlib import suppress
 from pathlib import Path
+from weakref import WeakSet
 
 from prometheus_client import CollectorRegistry, Counter, Histogram, generate_latest
 
@@ -34,6 +35,74 @@ SECONDS = Histogram(
 )
 
 
+_SUMS = (
+    "lookups",
+    "hits",
+    "tokens_reused",
+    "tokens_stored",
+    "bytes_read",
+    "bytes_written",
+    "drops",
+    "corrupt_objects",
+)
+_files: "WeakSet[MetricsFile]" = WeakSet()
+
+
+def changed() -> None:
+    """Something was counted: the files of this process follow."""
+    for file in list(_files):
+        file.update()
+
+
+def refused(adapter: str, reason: str) -> None:
+    """Work of an adapter was refused or failed; `reason` is a short code."""
+    REFUSALS.labels(adapter, reason).inc()
+    changed()
+
+
+class Counts:
+    """What one cache did, counted for itself and in the process's metrics, labelled with its store's scheme."""
+
+    def __init__(self, store: str) -> None:
+        self._store = store
+        self._lock = threading.Lock()
+        self._sums: dict[str, int] = dict.fromkeys(_SUMS, 0)
+
+    def lookup(self, hit: bool) -> None:
+        LOOKUPS.labels(self._store).inc()
+        HITS.labels(self._store).inc(hit)
+        self._add(lookups=1, hits=int(hit))
+
+    def loaded(self, tokens: int, nbytes: int) -> None:
+        TOKENS_REUSED.labels(self._store).inc(tokens)
+        BYTES.labels("read", self._store).inc(nbytes)
+        self._add(tokens_reused=tokens, bytes_read=nbytes)
+
+    def stored(self, tokens: int, nbytes: int) -> None:
+        TOKENS_STORED.labels(self._store).inc(tokens)
+        BYTES.labels("written", self._store).inc(nbytes)
+        self._add(tokens_stored=tokens, bytes_written=nbytes)
+
+    def dropped(self, reason: str, chunks: int) -> None:
+        DROPS.labels(reason, self._store).inc(chunks)
+        self._add(drops=chunks)
+
+    def corrupt(self, reason: str) -> None:
+        CORRUPT.labels(reason).inc()
+        self._add(corrupt_objects=1)
+
+    def snapshot(self) -> dict[str, int]:
+        """The sums by name."""
+        with self._lock:
+            return dict(self._sums)
+
+    def _add(self, **amounts: int) -> None:
+        with self._lock:
+            for name, amount in amounts.items():
+                self._sums[name] += amount
+        changed()
+
+
 class MetricsFile:
     """`<folder>/kvlingua-<pid>.prom`, replaced at most once a second while something happens, and at `close`.
 
@@ -48,6 +117,7 @@ class MetricsFile:
         self._closing = threading.Event()
         self._thread: threading.Thread | None = None
         self._lock = threading.Lock()
+        _files.add(self)
 
     def update(self) -> None:
         """Something was counted: the file follows within a second. Never waits for the file system."""

@@ -1,0 +1,187 @@
+"""The one facade that every adapter uses."""
+
+import os
+from collections.abc import Sequence
+
+from kvlingua.common import loading, log, storing
+from kvlingua.common.chain import chain_digests
+from kvlingua.common.config import Config
+from kvlingua.common.errors import LayoutError, StoreError
+from kvlingua.common.hit import Hit, find
+from kvlingua.common.metrics import Counts, Stopwatch
+from kvlingua.common.namespace import Namespace
+from kvlingua.common.nearest import nearest
+from kvlingua.common.running import EXIT_FLUSH_S, Running
+from kvlingua.common.slots import slot_bytes
+from kvlingua.common.store import open_store
+from kvlingua.common.storing import StoreHandle
+from kvlingua.layouts.geometry import Extent
+from kvlingua.layouts.view import View
+
+__all__ = ["Hit", "KVCache", "StoreHandle"]
+
+
+class KVCache:
+    """Lookup, load and store. May be used from any thread; a forked child of the process starts afresh.
+
+    Make one with `KVCache.open`. Threads start, and the store is opened, at first use. Used in a `with`, it is closed
+    at the end.
+    """
+
+    def __init__(self, config: Config) -> None:
+        self._config = config
+        self._description = open_store(config.url, config.max_bytes).describe()  # a wrong URL is told now
+        self._scheme = config.url.partition(":")[0]
+        self._counts = Counts(self._scheme)
+        self._running: dict[int, Running] = {}
+        self._closed = False
+
+    @classmethod
+    def open(cls, config_or_url: Config | str | None = None) -> "KVCache":
+        """A cache with this configuration, or the process's own with another store URL. Raises ConfigError."""
+        if not isinstance(config_or_url, Config):
+            config_or_url = Config.resolve(url=config_or_url)
+        log.ensure_visible(config_or_url.log_level)
+        return cls(config_or_url)
+
+    @property
+    def config(self) -> Config:
+        return self._config
+
+    @property
+    def stats(self) -> dict[str, int]:
+        """What this cache did in this process: lookups, hits, tokens_reused, tokens_stored, bytes_read, drops, ..."""
+        return self._counts.snapshot()
+
+    def describe(self) -> str:
+        """The store, as a person would call it."""
+        return self._description
+
+    def lookup(
+        self,
+        namespace: Namespace,
+        tokens: Sequence[int],
+        *,
+        seed: bytes = b"",
+        extent: Extent | None = None,
+        digests: Sequence[bytes] | None = None,
+    ) -> Hit:
+        """The longest stored run of whole chunks that `tokens` begin with. No side effects, cheap to repeat.
+
+        seed: `request_seed` of the request. extent: which heads and layers are needed; all by default. digests:
+        `chain_digests` of the tokens, if the caller has them. Never more than what can be verified in `queue_bytes`
+        of memory. Raises StoreTimeout after `lookup_timeout_s`, StoreError, IdentityError.
+        """
+        extent = namespace.grid.full if extent is None else extent
+        if not namespace.grid.full.contains(extent):
+            raise LayoutError(f"{extent} are not in a model of {namespace.grid.full}")
+        if self._config.role == "producer":
+            return Hit(namespace, extent, (), 0, ())
+        if digests is None:
+            digests = chain_digests(tokens, namespace.chunk_tokens, seed)
+        running = self._in_this_process()
+        chain, likely = tuple(digests), running.likely.get(namespace.digest)
+        with Stopwatch("lookup", self._scheme):
+            covers = running.worker.call(
+                "lookup",
+                lambda: find(running.store, namespace, chain, extent, likely),
+                self._config.lookup_timeout_s,
+            )
+        covers = covers[: self._fitting(running, namespace, covers)]
+        if covers and len(covers[0]) == 1:
+            running.likely[namespace.digest] = covers[0][0]
+        self._counts.lookup(hit=bool(covers))
+        return Hit(namespace, extent, chain[: len(covers)], len(covers) * namespace.chunk_tokens, covers)
+
+    def load(self, hit: Hit, into: View, start: int, stop: int) -> None:
+        """Copy prompt positions [start, stop) of a hit to the view's tokens, which are as many. They may lie inside
+        chunks.
+
+        Everything is read and verified in memory of our own first. If this raises, nothing was written: LoadError
+        (an object is damaged, which is removed, or gone), StoreTimeout after `load_timeout_s`, StoreError, LayoutError.
+        """
+        with Stopwatch("load", self._scheme):
+            loading.load(self._in_this_process(), hit, into, start, stop)
+
+    def store(
+        self,
+        namespace: Namespace,
+        tokens: Sequence[int],
+        source: View,
+        start: int,
+        stop: int,
+        *,
+        seed: bytes = b"",
+        extent: Extent | None = None,
+        digests: Sequence[bytes] | None = None,
+    ) -> StoreHandle:
+        """Store the whole chunks within prompt positions [start, stop) that the store doesn't have.
+
+        tokens: the prompt from position 0 on. source: as many tokens as [start, stop), copied before this returns.
+        extent: what is stored, the source's by default. What can't be queued is dropped and counted, and a store in
+        trouble only shows in the handle. Raises LayoutError, IdentityError, and UnsupportedError for an extent that
+        is no union of shards.
+        """
+        if source.tokens != stop - start or start < 0:
+            raise LayoutError(f"positions [{start}, {stop}) don't fit a view of {source.tokens} tokens")
+        if source.pool.geometry != namespace.geometry:
+            raise LayoutError(f"the view is of {source.pool.geometry}, the namespace of {namespace.geometry}")
+        extent = source.pool.extent if extent is None else extent
+        if not source.pool.extent.contains(extent):
+            raise LayoutError(f"the view holds {source.pool.extent}, {extent} should be stored")
+        if self._config.role == "consumer":
+            return StoreHandle().finish()
+        running = self._in_this_process()
+        container = running.container(namespace, extent)
+        if digests is None:
+            digests = chain_digests(tokens, namespace.chunk_tokens, seed)
+        first, last = -(-start // namespace.chunk_tokens), min(stop // namespace.chunk_tokens, len(digests))
+        with Stopwatch("store", self._scheme):
+            return storing.store(running, container, tuple(digests), source, start, first, last)
+
+    def nearest(self, namespace: Namespace) -> tuple[Namespace, list[str]] | None:
+        """The stored namespace most like `namespace` but not equal to it, and the fields that differ; None if there
+        is none.
+
+        Raises StoreTimeout after `load_timeout_s`, StoreError.
+        """
+        running = self._in_this_process()
+        return running.worker.call("scan", lambda: nearest(running.store, namespace), self._config.load_timeout_s)
+
+    def flush(self, timeout: float) -> bool:
+        """Wait until what was stored is visible to others; False if it isn't after `timeout` seconds."""
+        running = self._running.get(os.getpid())
+        return running is None or running.queue.flush(timeout)
+
+    def close(self, timeout: float = EXIT_FLUSH_S) -> bool:
+        """Write what is queued, for at most `timeout` seconds, and stop. False if something was given up."""
+        self._closed = True
+        running = self._running.pop(os.getpid(), None)
+        return running is None or running.close(timeout)
+
+    def __enter__(self) -> "KVCache":
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        self.close()
+
+    def _in_this_process(self) -> Running:
+        if self._closed:
+            raise StoreError("the cache is closed")
+        pid = os.getpid()
+        running = self._running.get(pid)
+        if running is None:
+            made = Running(self._config, self._counts)
+            running = self._running.setdefault(pid, made)  # two threads at once: one of theirs is used
+            if running is made:
+                running.start()
+        return running
+
+    def _fitting(self, running: Running, namespace: Namespace, covers: Sequence[Sequence[Extent]]) -> int:
+        """How many leading chunks `queue_bytes` of memory hold while they are verified."""
+        room = self._config.queue_bytes
+        for count, cover in enumerate(covers):
+            room -= sum(slot_bytes(running.container(namespace, extent)) for extent in cover)
+            if room < 0:
+                return count
+        return len(covers)

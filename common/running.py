@@ -1,0 +1,65 @@
+"""What one cache holds in one process: its store, its threads, its memory. A forked child gets its own."""
+
+import atexit
+import os
+import threading
+
+from kvlingua.common.config import Config
+from kvlingua.common.container import Container
+from kvlingua.common.deadline import DeadlineWorker
+from kvlingua.common.metrics import Counts, MetricsFile
+from kvlingua.common.namespace import Namespace
+from kvlingua.common.scratch import ScratchPool
+from kvlingua.common.store import open_store
+from kvlingua.common.write_queue import WriteQueue
+from kvlingua.layouts.geometry import Extent
+
+EXIT_FLUSH_S = 3.0  # how long a process that ends waits for what it still has to write
+_CONTAINERS = 64
+
+
+class Running:
+    """Starts no thread and opens no file before they are needed."""
+
+    def __init__(self, config: Config, counts: Counts) -> None:
+        self.config = config
+        self.counts = counts
+        self.pid = os.getpid()
+        self.store = open_store(config.url, config.max_bytes)
+        self.worker = DeadlineWorker("kvlingua-read")
+        self.queue = WriteQueue("kvlingua-write")
+        self.load_memory = ScratchPool(config.queue_bytes)
+        self.store_memory = ScratchPool(config.queue_bytes)
+        self.load_lock = threading.Lock()  # one load at a time fills the memory there is
+        self.pending: set[str] = set()  # keys of objects that wait to be written
+        self.pending_lock = threading.Lock()
+        self.likely: dict[str, Extent] = {}  # namespace digest -> extent of the objects that last hit
+        self._containers: dict[tuple[str, Extent], Container] = {}
+        self._metrics = MetricsFile(config.metrics_dir) if config.metrics_dir is not None else None
+
+    def start(self) -> None:
+        """This one is used: make sure that what it has queued is written when the process ends."""
+        atexit.register(self.close, EXIT_FLUSH_S)
+
+    def container(self, namespace: Namespace, extent: Extent) -> Container:
+        """The objects of a namespace and extent; their headers are prepared once."""
+        key = namespace.digest, extent
+        found = self._containers.get(key)
+        if found is None:
+            if len(self._containers) >= _CONTAINERS:
+                self._containers.clear()
+            found = self._containers[key] = Container(namespace, extent)
+        return found
+
+    def close(self, timeout: float) -> bool:
+        """Write what is queued, for at most `timeout` seconds, then let go of everything. True if all was written."""
+        if os.getpid() != self.pid:  # registered by the parent of a forked child
+            return True
+        atexit.unregister(self.close)
+        done = self.queue.close(timeout)
+        self.worker.close()
+        if done and not self.worker.hanging:  # otherwise a stuck call still uses the store
+            self.store.close()
+        if self._metrics is not None:
+            self._metrics.close(1.0)
+        return done

@@ -1,0 +1,172 @@
+"""From an engine into the store: gather what is missing into our own memory, and write it later."""
+
+import mmap
+import threading
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+
+from kvlingua.common.container import Container
+from kvlingua.common.errors import StoreError
+from kvlingua.common.guard import reason_of
+from kvlingua.common.hit import missing_chunks
+from kvlingua.common.keys import namespace_key, object_key
+from kvlingua.common.running import Running
+from kvlingua.common.slots import Slots, part, slot_bytes
+from kvlingua.common.store import Bytes
+from kvlingua.layouts.convert import convert
+from kvlingua.layouts.view import View
+
+
+@dataclass(slots=True)
+class StoreHandle:
+    """What became of a store call. `stored`: chunks on their way to the store; `dropped`: chunks given up.
+
+    copied: set when the source may be reused. committed: set when the chunks are visible to others, or `error` says
+    why not.
+    """
+
+    stored: int = 0
+    dropped: int = 0
+    error: BaseException | None = None
+    copied: threading.Event = field(default_factory=threading.Event)
+    committed: threading.Event = field(default_factory=threading.Event)
+
+    def finish(self) -> "StoreHandle":
+        """Nothing (more) is to be done."""
+        self.copied.set()
+        self.committed.set()
+        return self
+
+
+def store(
+    running: Running, container: Container, digests: Sequence[bytes], source: View, start: int, first: int, last: int
+) -> StoreHandle:
+    """Queue chunks [first, last) of a prompt that aren't stored yet. `source` holds the prompt from `start` on."""
+    handle = StoreHandle()
+    missing = _missing(running, container, digests, first, last, handle)
+    room = running.store_memory.available() // slot_bytes(container)
+    taken = missing[:room]
+    memory = running.store_memory.acquire(len(taken) * slot_bytes(container)) if taken else None
+    if memory is None:
+        taken = []
+    _drop(running, handle, "queue_full", len(missing) - len(taken))
+    if memory is None:
+        return handle.finish()
+    job = _Write(running, container, digests, taken, last, memory, handle)
+    try:
+        _gather(running, job, source, start)
+    except BaseException:
+        job.discard()
+        raise
+    handle.stored = len(taken)
+    handle.copied.set()
+    if not running.queue.submit("store", job):
+        job.discard()
+        handle.stored = 0
+        _drop(running, handle, "queue_full", len(taken))
+        handle.finish()
+    return handle
+
+
+class _Write:
+    """A job of the write thread: headers and checksums, then the store."""
+
+    def __init__(
+        self,
+        running: Running,
+        container: Container,
+        digests: Sequence[bytes],
+        chunks: Sequence[int],
+        last: int,
+        memory: mmap.mmap,
+        handle: StoreHandle,
+    ) -> None:
+        self._running, self._container, self._handle, self._memory = running, container, handle, memory
+        self._digests, self.chunks = digests, chunks
+        self.slots = Slots(container, memoryview(memory), len(chunks))
+        namespace = container.namespace.digest
+        self._chain = [object_key(namespace, digest, container.extent) for digest in digests[:last]]
+        with running.pending_lock:
+            running.pending.update(self._keys())
+
+    def __call__(self) -> None:
+        try:
+            self._write()
+        except BaseException as error:
+            self._handle.error = error
+            _drop(self._running, self._handle, reason_of(error), len(self.chunks))
+            raise
+        finally:
+            self.discard()
+            self._handle.finish()
+
+    def discard(self) -> None:
+        """Give the memory back; the objects no longer wait."""
+        with self._running.pending_lock:
+            self._running.pending.difference_update(self._keys())
+        self._running.store_memory.release(self._memory)
+
+    def _keys(self) -> Iterator[str]:
+        return (self._chain[chunk] for chunk in self.chunks)
+
+    def _write(self) -> None:
+        namespace = self._container.namespace
+        items: list[tuple[str, Sequence[Bytes]]] = [(namespace_key(namespace.digest), [namespace.json()])]
+        for slot, chunk in enumerate(self.chunks):
+            header, data = self.slots.header(slot), self.slots.data(slot)
+            self._container.write_header(header, self._digests[chunk], chunk, data)
+            items.append((self._chain[chunk], [self.slots.object(slot)]))
+        store = self._running.store
+        store.touch_chain(self._chain)  # first: what is put takes its place behind the chunks that are there
+        store.put_many(items)
+        self._running.counts.stored(
+            len(self.chunks) * namespace.chunk_tokens, len(self.chunks) * self._container.object_bytes
+        )
+
+
+def _missing(
+    running: Running, container: Container, digests: Sequence[bytes], first: int, last: int, handle: StoreHandle
+) -> list[int]:
+    """The chunks to be stored; none if the store can't be asked."""
+    namespace, extent = container.namespace, container.extent
+    keys = {chunk: object_key(namespace.digest, digests[chunk], extent) for chunk in range(first, last)}
+    with running.pending_lock:
+        wanted = [chunk for chunk, key in keys.items() if key not in running.pending]
+    if not wanted:
+        return []
+    asked = [digests[chunk] for chunk in wanted]
+    try:
+        found = running.worker.call(
+            "lookup",
+            lambda: missing_chunks(running.store, namespace, asked, extent),
+            running.config.lookup_timeout_s,
+        )
+    except StoreError as error:
+        _drop(running, handle, reason_of(error), len(wanted))
+        handle.error = error
+        return []
+    return [wanted[index] for index in found]
+
+
+def _drop(running: Running, handle: StoreHandle, reason: str, chunks: int) -> None:
+    if chunks:
+        handle.dropped += chunks
+        running.counts.dropped(reason, chunks)
+
+
+def _gather(running: Running, job: _Write, source: View, start: int) -> None:
+    tokens = job.slots.container.namespace.chunk_tokens
+    for slot, stop_slot in _runs(job.chunks):
+        low = job.chunks[slot] * tokens - start
+        high = low + (stop_slot - slot) * tokens
+        target = job.slots.view(slot * tokens, stop_slot * tokens)
+        convert(part(source, low, high), target, threads=running.config.threads)
+
+
+def _runs(chunks: Sequence[int]) -> Iterator[tuple[int, int]]:
+    """Ranges of slots whose chunks follow one another."""
+    start = 0
+    for slot in range(1, len(chunks) + 1):
+        if slot == len(chunks) or chunks[slot] != chunks[slot - 1] + 1:
+            yield start, slot
+            start = slot

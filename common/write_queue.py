@@ -1,0 +1,71 @@
+"""The one thread that writes to a store. What waits for it is bounded by memory (`ScratchPool`), and is never waited
+for."""
+
+import threading
+import time
+from collections import deque
+from collections.abc import Callable
+
+from kvlingua.common.guard import Guard
+
+_JOBS = 4096  # jobs that hold no scratch memory are bounded by their number
+
+
+class WriteQueue:
+    """Jobs, done one after the other in a daemon thread that starts with the first. Belongs to the process that made
+    it."""
+
+    def __init__(self, name: str) -> None:
+        self._name = name
+        self._guard = Guard("cache")
+        self._jobs: deque[tuple[str, Callable[[], None]]] = deque()
+        self._changed = threading.Condition()
+        self._thread: threading.Thread | None = None
+        self._busy = False
+        self._closed = False
+
+    def submit(self, what: str, job: Callable[[], None]) -> bool:
+        """Do `job` later; its errors are counted and logged. False if the queue is full or closed: it won't be."""
+        with self._changed:
+            if self._closed or len(self._jobs) >= _JOBS:
+                return False
+            if self._thread is None:
+                self._thread = threading.Thread(target=self._run, name=self._name, daemon=True)
+                self._thread.start()
+            self._jobs.append((what, job))
+            self._changed.notify_all()
+        return True
+
+    def flush(self, timeout: float) -> bool:
+        """Wait until everything that was submitted is done; False after `timeout` seconds."""
+        deadline = time.monotonic() + timeout
+        with self._changed:
+            while self._jobs or self._busy:
+                left = deadline - time.monotonic()
+                if left <= 0:
+                    return False
+                self._changed.wait(left)
+        return True
+
+    def close(self, timeout: float) -> bool:
+        """No further jobs. True if those submitted were done within `timeout` seconds; the others are given up."""
+        with self._changed:
+            self._closed = True
+            self._changed.notify_all()
+        done = self.flush(timeout)
+        with self._changed:
+            self._jobs.clear()
+        return done
+
+    def _run(self) -> None:
+        while True:
+            with self._changed:
+                self._busy = False
+                self._changed.notify_all()
+                while not self._jobs and not self._closed:
+                    self._changed.wait()
+                if not self._jobs:
+                    return
+                what, job = self._jobs.popleft()
+                self._busy = True
+            self._guard.run(what, None, job)

@@ -1,0 +1,102 @@
+"""A small namespace, and KV of it in the memory layouts of engines, for tests of the cache."""
+
+import random
+from array import array
+
+from kvlingua.common.namespace import Namespace
+from kvlingua.layouts.formats import format
+from kvlingua.layouts.geometry import Extent
+from kvlingua.layouts.memory import Buffer
+from kvlingua.layouts.view import Pool, View
+
+CHUNK = 16
+
+
+def namespace(**changes: object) -> Namespace:
+    """A small model of 3 layers and 4 kv heads, K 8 wide and V 12 wide, one head per shard."""
+    values: dict[str, object] = {
+        "fingerprint": "sha256:" + "ab" * 32,
+        "model_config": {"model_type": "llama"},
+        "overrides": {},
+        "rope": {"theta": 10000.0},
+        "rope_order": "half",
+        "compute_dtype": "float32",
+        "weight_format": "float32",
+        "quantization": None,
+        "kv_dtype": "float32",
+        "scales_policy": "none",
+        "layers": 3,
+        "kv_heads": 4,
+        "k_dim": 8,
+        "v_dim": 12,
+        "chunk_tokens": CHUNK,
+        "heads_per_shard": 1,
+        "layers_per_shard": 3,
+    }
+    return Namespace(**(values | changes))  # type: ignore[arg-type]
+
+
+class Cache:
+    """Memory for `tokens` tokens in a layout, filled with noise of `seed` or with bytes of 0x5A."""
+
+    def __init__(
+        self,
+        namespace: Namespace,
+        tokens: int,
+        *,
+        seed: int | None = None,
+        extent: Extent | None = None,
+        layout: str = "hf",
+    ) -> None:
+        self.tokens = tokens
+        self.extent = namespace.geometry.full if extent is None else extent
+        self.namespace, self.layout = namespace, layout
+        geometry = namespace.geometry
+        per_token = [plane.width * geometry.itemsize * self.extent.heads for plane in geometry.planes]
+        self.memory = [
+            bytearray(self._noise(seed, layer, plane, per * tokens))
+            for layer in range(self.extent.layers)
+            for plane, per in enumerate(per_token)
+        ]
+
+    @staticmethod
+    def _noise(seed: int | None, layer: int, plane: int, nbytes: int) -> bytes:
+        if seed is None:
+            return b"\x5a" * nbytes
+        return random.Random(f"{seed} {layer} {plane}").randbytes(nbytes)
+
+    @property
+    def pool(self) -> Pool:
+        return format(self.layout).pool(
+            self.namespace.geometry,
+            self.extent,
+            page=self.tokens,
+            blocks=1,
+            buffers=[Buffer.of(memory) for memory in self.memory],
+        )
+
+    def view(self, start: int = 0, stop: int | None = None) -> View:
+        return self.pool.view(array("q", [0]), start, self.tokens if stop is None else stop)
+
+    def bytes_of(self, token: int, layer: int, plane: int, head: int) -> bytes:
+        """One row [dim] of the layout `hf`: [head, token, dim] per layer and plane."""
+        planes = self.namespace.geometry.planes
+        width = planes[plane].width * self.namespace.geometry.itemsize
+        start = (head * self.tokens + token) * width
+        return bytes(self.memory[layer * len(planes) + plane][start : start + width])
+
+    def same_tokens(self, other: "Cache", start: int, stop: int) -> bool:
+        """Whether both hold the same bytes for tokens [start, stop)."""
+        return all(
+            self.bytes_of(token, layer, plane, head) == other.bytes_of(token, layer, plane, head)
+            for token in range(start, stop)
+            for layer in range(self.extent.layers)
+            for plane in range(2)
+            for head in range(self.extent.heads)
+        )
+
+    def untouched(self, start: int = 0, stop: int | None = None) -> bool:
+        """Whether tokens [start, stop) are still bytes of 0x5A."""
+        stop = self.tokens if stop is None else stop
+        blank = Cache(self.namespace, self.tokens, extent=self.extent)
+        return self.same_tokens(blank, start, stop)

@@ -1,0 +1,243 @@
+"""The facade over real stores: what is stored comes back to the byte, in other places, and only that."""
+
+from pathlib import Path
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from kvlingua.common.cache import KVCache
+from kvlingua.common.chain import chain_digests
+from kvlingua.common.config import Config
+from kvlingua.common.errors import ConfigError, LayoutError, LoadError, StoreError, UnsupportedError
+from kvlingua.layouts.geometry import Extent
+from tests import spoil
+from tests.common.kv import CHUNK, Cache, namespace
+
+TOKENS = list(range(1000, 1100))  # 6 whole chunks of 16, and 4 more
+
+
+@pytest.fixture(params=["file", "memory"])
+def url(request: pytest.FixtureRequest, tmp_path: Path) -> str:
+    return f"file://{tmp_path}/store" if request.param == "file" else "memory://"
+
+
+def filled(url: str, seed: int = 1, **config: object) -> KVCache:
+    """A cache in which all of TOKENS is stored."""
+    cache = KVCache.open(Config(url=url, **config))  # type: ignore[arg-type]
+    handle = cache.store(namespace(), TOKENS, Cache(namespace(), 100, seed=seed).view(), 0, 100)
+    assert handle.copied.is_set()
+    assert handle.committed.wait(10)
+    assert (handle.stored, handle.dropped, handle.error) == (6, 0, None)
+    return cache
+
+
+def test_what_was_stored_is_found_and_loaded(url: str) -> None:
+    with filled(url) as cache:
+        hit = cache.lookup(namespace(), TOKENS)
+        assert hit.tokens == 96
+        target = Cache(namespace(), 100)
+        cache.load(hit, target.view(0, 96), 0, 96)
+        assert target.same_tokens(Cache(namespace(), 100, seed=1), 0, 96)
+        assert target.untouched(96)
+        assert cache.flush(10)
+        stats = cache.stats
+    assert (stats["lookups"], stats["hits"], stats["tokens_reused"], stats["tokens_stored"]) == (1, 1, 96, 96)
+
+
+@settings(max_examples=40, deadline=None)
+@given(data=st.data())
+def test_any_range_is_loaded_anywhere(data: st.DataObject) -> None:
+    with filled("memory://") as cache:
+        start = data.draw(st.integers(0, 96))
+        stop = data.draw(st.integers(start, 96))
+        place = data.draw(st.integers(0, 50))
+        extent = Extent(data.draw(st.integers(0, 3)), 4, data.draw(st.integers(0, 2)), 3)
+        hit = cache.lookup(namespace(), TOKENS, extent=extent)
+        target = Cache(namespace(), 150, extent=extent)
+        cache.load(hit, target.view(place, place + stop - start), start, stop)
+        source = Cache(namespace(), 100, seed=1)
+        for token in range(start, stop):
+            for layer in range(extent.layers):
+                for plane in range(2):
+                    for head in range(extent.heads):
+                        assert target.bytes_of(place + token - start, layer, plane, head) == source.bytes_of(
+                            token, extent.layer_start + layer, plane, extent.head_start + head
+                        )
+        assert target.untouched(0, place)
+        assert target.untouched(place + stop - start)
+
+
+def test_only_the_longest_run_is_a_hit(url: str) -> None:
+    with filled(url) as cache:
+        assert cache.lookup(namespace(), TOKENS[:15]).tokens == 0
+        assert cache.lookup(namespace(), TOKENS[:16]).tokens == 16
+        assert cache.lookup(namespace(), [*TOKENS[:47], 7, *TOKENS[48:]]).tokens == 32
+        assert cache.lookup(namespace(), [*TOKENS, *range(500)]).tokens == 96
+        assert cache.lookup(namespace(), TOKENS[1:]).tokens == 0
+        assert cache.lookup(namespace(), []).tokens == 0
+
+
+def test_another_identity_is_a_miss(url: str) -> None:
+    with filled(url) as cache:
+        assert cache.lookup(namespace(), TOKENS).tokens == 96
+        assert cache.lookup(namespace(), TOKENS, seed=b"s" * 32).tokens == 0
+        for other in ({"fingerprint": "other"}, {"rope": {"theta": 5e5}}, {"compute_dtype": "float16"}, {"lora": "x"}):
+            assert cache.lookup(namespace(**other), TOKENS).tokens == 0
+
+
+def test_digests_may_be_given(url: str) -> None:
+    with filled(url) as cache:
+        digests = chain_digests(TOKENS, CHUNK)
+        assert cache.lookup(namespace(), TOKENS, digests=digests) == cache.lookup(namespace(), TOKENS)
+
+
+def test_what_is_stored_is_not_stored_again(url: str) -> None:
+    with filled(url) as cache:
+        handle = cache.store(namespace(), TOKENS, Cache(namespace(), 100, seed=2).view(), 0, 100)
+        assert handle.committed.wait(10)
+        assert (handle.stored, handle.dropped) == (0, 0)
+        longer = TOKENS + list(range(60))
+        handle = cache.store(namespace(), longer, Cache(namespace(), 160, seed=1).view(), 0, 160)
+        assert handle.committed.wait(10)
+        assert handle.stored == 4
+        target = Cache(namespace(), 160)
+        cache.load(cache.lookup(namespace(), longer), target.view(), 0, 160)
+        assert target.same_tokens(Cache(namespace(), 160, seed=1), 96, 160)
+
+
+def test_a_part_of_a_prompt_is_stored_in_whole_chunks(url: str) -> None:
+    with KVCache.open(url) as cache:
+        everything = Cache(namespace(), 100, seed=1)
+        assert cache.store(namespace(), TOKENS, everything.view(0, 40), 0, 40).stored == 2
+        assert cache.store(namespace(), TOKENS, everything.view(25, 70), 25, 70).stored == 2  # chunks 2 and 3
+        assert cache.store(namespace(), TOKENS, everything.view(70, 75), 70, 75).stored == 0
+        assert cache.flush(10)
+        hit = cache.lookup(namespace(), TOKENS)
+        assert hit.tokens == 64
+        target = Cache(namespace(), 64)
+        cache.load(hit, target.view(), 0, 64)
+        assert target.same_tokens(everything, 0, 64)
+
+
+def test_the_source_may_change_after_store_returns(url: str) -> None:
+    with KVCache.open(url) as cache:
+        source = Cache(namespace(), 96, seed=1)
+        handle = cache.store(namespace(), TOKENS, source.view(), 0, 96)
+        for memory in source.memory:
+            memory[:] = bytes(len(memory))
+        assert handle.committed.wait(10)
+        target = Cache(namespace(), 96)
+        cache.load(cache.lookup(namespace(), TOKENS), target.view(), 0, 96)
+        assert target.same_tokens(Cache(namespace(), 96, seed=1), 0, 96)
+
+
+@pytest.mark.parametrize("layout", ["hf", "sglang_hnd", "vllm_cpu_vec"])
+def test_ranks_of_one_size_are_read_by_ranks_of_another(url: str, layout: str) -> None:
+    """Two writers of 2 heads each; readers of all, of one head, and across the border."""
+    with KVCache.open(url) as cache:
+        full = Cache(namespace(), 96, seed=1)
+        for low in (0, 2):
+            part = Extent(low, low + 2, 0, 3)
+            handle = cache.store(namespace(), TOKENS, full.view(), 0, 96, extent=part)
+            assert handle.committed.wait(10)
+        for low, high in ((0, 4), (1, 2), (0, 2), (3, 4)):
+            extent = Extent(low, high, 0, 3)
+            hit = cache.lookup(namespace(), TOKENS, extent=extent)
+            assert hit.tokens == 96, extent
+            target = Cache(namespace(), 96, extent=extent)
+            cache.load(hit, target.view(), 0, 96)
+            for head in range(extent.heads):
+                assert target.bytes_of(95, 2, 1, head) == full.bytes_of(95, 2, 1, low + head)
+                assert target.bytes_of(0, 0, 0, head) == full.bytes_of(0, 0, 0, low + head)
+        assert cache.store(namespace(), TOKENS, full.view(), 0, 96).stored == 0  # covered by what is there
+        assert cache.lookup(namespace(), TOKENS, extent=Extent(1, 3, 0, 3)).tokens in (0, 96)
+
+
+def test_a_hit_never_promises_more_than_can_be_verified(tmp_path: Path) -> None:
+    url = f"file://{tmp_path}/store"
+    with filled(url) as roomy:
+        whole = roomy.lookup(namespace(), TOKENS)
+        assert whole.tokens == 96
+    object_bytes = spoil.objects(tmp_path / "store")[0].stat().st_size
+    with KVCache.open(Config(url=url, queue_bytes=3 * (object_bytes + 64))) as cache:
+        hit = cache.lookup(namespace(), TOKENS)
+        assert hit.tokens == 48
+        cache.load(hit, Cache(namespace(), 48).view(), 0, 48)
+        target = Cache(namespace(), 96)
+        with pytest.raises(LoadError, match="queue_bytes"):
+            cache.load(whole, target.view(), 0, 96)
+        assert target.untouched()
+
+
+def test_a_full_queue_drops_the_tail_and_counts(tmp_path: Path) -> None:
+    with KVCache.open(Config(url=f"file://{tmp_path}/store", queue_bytes=40000)) as cache:
+        handle = cache.store(namespace(), TOKENS, Cache(namespace(), 100, seed=1).view(), 0, 100)
+        assert handle.committed.wait(10)
+        assert handle.stored > 0
+        assert handle.dropped == 6 - handle.stored > 0
+        assert cache.stats["drops"] == handle.dropped
+        assert cache.lookup(namespace(), TOKENS).tokens == handle.stored * CHUNK
+
+
+def test_roles_are_kept(tmp_path: Path) -> None:
+    url = f"file://{tmp_path}/store"
+    source = Cache(namespace(), 100, seed=1)
+    with KVCache.open(Config(url=url, role="consumer")) as consumer:
+        handle = consumer.store(namespace(), TOKENS, source.view(), 0, 100)
+        assert handle.copied.is_set()
+        assert handle.committed.is_set()
+        assert handle.stored == 0
+    assert not (tmp_path / "store").exists()
+    with filled(url, role="producer") as producer:
+        assert producer.lookup(namespace(), TOKENS).tokens == 0
+    with KVCache.open(Config(url=url, role="consumer")) as consumer:
+        assert consumer.lookup(namespace(), TOKENS).tokens == 96
+
+
+def test_what_does_not_fit_is_refused_before_anything_happens(url: str) -> None:
+    with filled(url) as cache:
+        hit = cache.lookup(namespace(), TOKENS)
+        target = Cache(namespace(), 100)
+        with pytest.raises(LoadError, match="not within the 96 tokens"):
+            cache.load(hit, target.view(), 0, 100)
+        with pytest.raises(LayoutError, match="don't fit a view of 100 tokens"):
+            cache.load(hit, target.view(), 0, 96)
+        with pytest.raises(LayoutError, match="the view is of"):
+            cache.load(hit, Cache(namespace(v_dim=8), 96).view(), 0, 96)
+        part = cache.lookup(namespace(), TOKENS, extent=Extent(0, 2, 0, 3))
+        with pytest.raises(LayoutError, match="the lookup was for"):
+            cache.load(part, target.view(0, 96), 0, 96)
+        with pytest.raises(LayoutError, match="don't fit"):
+            cache.store(namespace(), TOKENS, target.view(), 0, 96)
+        with pytest.raises(UnsupportedError, match="layers"):
+            cache.store(namespace(), TOKENS, target.view(), 0, 100, extent=Extent(0, 4, 0, 2))
+        assert target.untouched()
+
+
+def test_a_closed_cache_says_so(url: str) -> None:
+    cache = filled(url)
+    assert cache.close()
+    with pytest.raises(StoreError, match="closed"):
+        cache.lookup(namespace(), TOKENS)
+    assert cache.flush(1)
+
+
+def test_a_wrong_url_is_told_at_open() -> None:
+    with pytest.raises(ConfigError, match="no store is known"):
+        KVCache.open("s3://bucket")
+
+
+def test_the_nearest_namespace_and_its_differences(url: str) -> None:
+    with filled(url) as cache:
+        assert cache.nearest(namespace()) is None
+        other = namespace(compute_dtype="float16", lora="x")
+        found = cache.nearest(other)
+        assert found is not None
+        assert found[0] == namespace()
+        assert found[1] == ["compute_dtype: float16 here, float32 there", "lora: x here, null there"]
+        cache.store(other, TOKENS, Cache(other, 100, seed=1).view(), 0, 100)
+        assert cache.flush(10)
+        found = cache.nearest(namespace(compute_dtype="float16"))
+        assert found is not None
+        assert len(found[1]) == 1
