@@ -1,0 +1,140 @@
+"""Copies that can't be right are refused before a byte is written."""
+
+from __future__ import annotations
+
+from array import array
+
+import numpy as np
+import pytest
+import torch
+
+from kvlingua.layouts import Buffer, Extent, Geometry, LayoutError, Pool, View, convert, format, native
+from kvlingua.layouts.plan import make_plan
+
+MODEL = Geometry.kv(2, 4, 8, "float32")
+BLOCK = 4 * 4 * 16 * 4  # bytes of one layer's block of 4 tokens
+
+
+def pool(model: Geometry = MODEL, extent: Extent | None = None, fill: int = 0) -> Pool:
+    """5 blocks of 4 tokens."""
+    extent = extent or model.full
+    buffers = [Buffer.of(bytearray([fill] * (5 * BLOCK))) for _ in range(extent.layers)]
+    return format("vllm_lbhnc").pool(model, extent, page=4, blocks=5, buffers=buffers)
+
+
+def contents(of: Pool) -> list[bytes]:
+    return [bytes(buffer.owner) for buffer in of.buffers]  # type: ignore[call-overload]
+
+
+@pytest.mark.parametrize(
+    ("table", "start", "stop", "why"),
+    [
+        ([0, 5], 0, 8, "names block 5; the pool has blocks 0 to 4"),
+        ([0, -1], 0, 8, "names block -1"),
+        ([0, 1 << 62], 0, 8, "names block"),
+        ([0, 1], 0, 9, "need 3 blocks"),
+        ([], 0, 1, "need 1 blocks"),
+        ([0, 1], -1, 4, "not a range"),
+        ([0, 1], 5, 4, "not a range"),
+        ([0, 1 << 70], 0, 8, "sequence of block numbers"),
+        ([0, "a"], 0, 8, "sequence of block numbers"),
+        ([0.0, 1.0], 0, 8, "sequence of block numbers"),
+        (torch.tensor([0.0, 1.0]), 0, 8, "sequence of block numbers"),
+        (torch.tensor([[0], [1]]), 0, 8, "sequence of block numbers"),
+        (7, 0, 8, "sequence of block numbers"),
+    ],
+)
+def test_block_tables(table: list[int], start: int, stop: int, why: str) -> None:
+    with pytest.raises(LayoutError, match=why):
+        pool().view(table, start, stop)
+
+
+def test_only_the_touched_part_of_a_table_is_looked_at() -> None:
+    view = pool().view([-1, 3, 4, 99], 5, 11)
+    assert list(view.blocks) == [3, 4]
+    assert view.tokens == 6
+
+
+@pytest.mark.parametrize("make", [list, tuple, np.array, torch.tensor, lambda t: np.array(t, np.int32)])
+def test_tables_of_many_kinds(make: object) -> None:
+    assert list(pool().view(make([4, 0, 2]), 0, 12).table) == [4, 0, 2]  # type: ignore[operator]
+
+
+def test_an_array_of_int64_is_not_copied() -> None:
+    table = array("q", [1, 2])
+    assert pool().view(table, 0, 8).table is table
+
+
+def refused(source: View, target: View, why: str, **options: object) -> None:
+    before = contents(target.pool) if target.pool.device == "cpu" else []
+    with pytest.raises(LayoutError, match=why):
+        convert(source, target, **options)  # type: ignore[arg-type]
+    if before:
+        assert contents(target.pool) == before
+
+
+def test_other_models_and_token_counts() -> None:
+    source = pool(fill=7).view([0, 1], 0, 8)
+    convert(source, pool().view([2, 3], 0, 8))  # the control: this one is right
+    refused(source, pool(Geometry.kv(2, 4, 8, "bfloat16")).view([2, 3], 0, 8), "another model")
+    refused(source, pool(Geometry.kv(2, 4, 8, "float32", 4)).view([2, 3], 0, 8), "another model")
+    refused(source, pool().view([2, 3], 0, 7), "the source has 8 tokens")
+
+
+def test_extents_with_nothing_in_common() -> None:
+    source = pool(extent=Extent(0, 2, 0, 2), fill=7).view([0], 0, 4)
+    refused(source, pool(extent=Extent(2, 4, 0, 2)).view([0], 0, 4), "nothing in common")
+    refused(source, pool(extent=Extent(0, 4, 0, 1)).view([0], 0, 3), "tokens")
+
+
+def test_a_target_that_names_a_block_twice() -> None:
+    source = pool(fill=7).view([0, 0], 0, 8)  # reading twice is fine
+    refused(source, pool().view([3, 3], 0, 8), "twice")
+
+
+def test_source_and_target_that_overlap() -> None:
+    one = pool(fill=7)
+    refused(one.view([0], 0, 4), one.view([1], 0, 4), "overlap")
+    memory = bytearray(4 * 5 * BLOCK)
+    whole = Buffer.of(memory)
+
+    def at(*offsets: int) -> Pool:
+        buffers = [Buffer(whole.pointer + offset, 5 * BLOCK, memory) for offset in offsets]
+        return format("vllm_lbhnc").pool(MODEL, MODEL.full, page=4, blocks=5, buffers=buffers)
+
+    source = at(0, 10 * BLOCK).view([0], 0, 4)
+    convert(source, at(5 * BLOCK, 15 * BLOCK).view([0], 0, 4))  # side by side, not overlapping
+    with pytest.raises(LayoutError, match="overlap"):
+        convert(source, at(5 * BLOCK, 15 * BLOCK - 4).view([0], 0, 4))
+
+
+def test_memory_elsewhere() -> None:
+    source = pool(fill=7).view([0], 0, 4)
+    far = [Buffer(1 << 20 << i, 5 * BLOCK, device="cuda") for i in range(2)]
+    target = format("vllm_lbhnc").pool(MODEL, MODEL.full, page=4, blocks=5, buffers=far).view([0], 0, 4)
+    refused(source, target, "the target lies on device 'cuda'")
+    refused(target, source, "the source lies on device 'cuda'")
+
+
+def test_options() -> None:
+    source, target = pool(fill=7).view([0], 0, 4), pool().view([0], 0, 4)
+    refused(source, target, "at least 1 thread", threads=0)
+    refused(source, target, "isn't known", backend="cuda")
+
+
+@pytest.mark.parametrize("backend", ["native", "torch"])
+def test_no_tokens_is_no_copy(backend: str) -> None:
+    target = pool()
+    convert(pool(fill=7).view([], 0, 0), target.view([4], 3, 3), backend=backend)  # type: ignore[arg-type]
+    assert contents(target) == contents(pool())
+
+
+def test_a_table_that_changes_after_it_was_checked() -> None:
+    """The kernels look again: an array that is kept without a copy can change under our feet."""
+    table = array("q", [0])
+    source, target = pool(fill=7).view(table, 0, 4), pool().view([0], 0, 4)
+    plan = make_plan(source, target)
+    table[0] = 1 << 40
+    with pytest.raises(LayoutError, match="a block table is shorter"):
+        native.run(plan)
+    assert contents(target.pool) == contents(pool())
