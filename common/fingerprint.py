@@ -1,0 +1,211 @@
+"""The fingerprint of a model's weights: sha256 over the sorted (name, sha256) of the files they are read from.
+
+A file's digest is kept in a private folder under what the kernel says of the file: device, inode, size, mtime and
+ctime. A changed file has another ctime, even if its size and mtime were restored. One process hashes at a time; the
+others wait for it and find its result.
+"""
+
+import fcntl
+import hashlib
+import json
+import os
+import re
+import stat
+import threading
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+
+from kvlingua.common import canonical_json
+from kvlingua.common.config import Config
+from kvlingua.common.errors import KVLinguaError, UnsupportedError
+from kvlingua.common.model import ModelDescription
+from kvlingua.common.process_start import process_start_ns
+
+_FILE = "digests.json"
+_MAX_BYTES = 4 << 20
+_MAX_ENTRIES = 4096
+_SHA256 = re.compile(r"[0-9a-f]{64}")
+_SETTLED_NS = (
+    100_000_000  # a file changed twice within one tick of the kernel's clock keeps its ctime: wait before keeping
+)
+_TOLERANCE_NS = 20_000_000  # a tick of the start time, one of ctime; no process reads weights that soon after it began
+
+
+def fingerprint_files(files: Mapping[str, Path], cache_dir: Path) -> str:
+    """64 hexadecimal digits for the files by name; each is hashed once per machine and user, as long as it doesn't
+    change.
+
+    Raises UnsupportedError for what is no regular file, can't be read or changes meanwhile, and for a cache folder that
+    others may write.
+    """
+    with _locked(cache_dir):
+        known = _read(cache_dir)
+        digests = {name: _digest(files[name], known) for name in sorted(files)}
+        _write(cache_dir, known)
+    text = canonical_json.encode(sorted(digests.items()), max_bytes=_MAX_BYTES)
+    return hashlib.sha256(text).hexdigest()
+
+
+class FingerprintTask:
+    """The fingerprint of a described model, computed by a thread of its own from the first question on.
+
+    tensors_compared: the caller compares the loaded tensors with the files. Otherwise files that changed after this
+    process began are refused: the engine may have read them before the change, and which weights it has can't be
+    proved.
+    """
+
+    def __init__(self, description: ModelDescription, config: Config, *, tensors_compared: bool = False) -> None:
+        self._description = description
+        self._config = config
+        self._tensors_compared = tensors_compared
+        self._start = threading.Lock()
+        self._process: int | None = None
+        self._done = threading.Event()
+        self._result: str | None = None
+        self._error: KVLinguaError | None = None
+
+    def result(self) -> str | None:
+        """The fingerprint; None as long as it isn't known, and for ever if there is an `error`. Doesn't wait."""
+        return self.wait(0)
+
+    def wait(self, timeout: float | None) -> str | None:
+        """The fingerprint, waited for up to `timeout` seconds (None: until it is known or can't be)."""
+        with self._start:
+            if self._process != os.getpid():  # a thread doesn't survive a fork
+                self._process = os.getpid()
+                if not self._done.is_set():
+                    self._done = threading.Event()
+                    threading.Thread(target=self._run, name="kvlingua-fingerprint", daemon=True).start()
+        self._done.wait(timeout)
+        return self._result
+
+    @property
+    def error(self) -> KVLinguaError | None:
+        """Why there is no fingerprint and won't be one."""
+        return self._error
+
+    def _run(self) -> None:
+        try:
+            if not self._tensors_compared:
+                check_unchanged(self._description, process_start_ns())
+            fingerprint = fingerprint_files(self._description.weight_files, self._config.fingerprint_dir)
+            if not self._tensors_compared:
+                check_unchanged(self._description, process_start_ns())
+            self._result = fingerprint
+        except KVLinguaError as error:
+            self._error = error
+        finally:
+            if self._result is None and self._error is None:
+                self._error = UnsupportedError("fingerprint", "the weight files could not be hashed")
+            self._done.set()
+
+
+def check_unchanged(description: ModelDescription, since_ns: int | None) -> None:
+    """Raise UnsupportedError unless config.json, the weight files and their folder are older than `since_ns`."""
+    if since_ns is None:
+        raise UnsupportedError(
+            "fingerprint", "when this process began can't be read from /proc: which weights it has is unproved"
+        )
+    paths = [description.folder / "config.json", *description.weight_files.values()]
+    for path in paths:
+        for facts in (_stat(path), _stat(path, follow=False)):
+            if facts.st_ctime_ns > since_ns + _TOLERANCE_NS:
+                raise _changed(path)
+    folder = description.folder
+    if _stat(folder, follow=False).st_ctime_ns > since_ns + _TOLERANCE_NS and folder.is_symlink():
+        raise _changed(folder)
+    facts = _stat(folder)
+    # A renamed folder has a new ctime; one in which a file was made or removed has a new mtime with it, which is
+    # harmless.
+    if facts.st_ctime_ns > since_ns + _TOLERANCE_NS and facts.st_ctime_ns != facts.st_mtime_ns:
+        raise _changed(folder)
+
+
+def _changed(path: Path) -> UnsupportedError:
+    return UnsupportedError(
+        "weights_changed",
+        f"{path} changed after this process began, so which weights it has read can't be proved: restart the engine",
+    )
+
+
+def _stat(path: Path, *, follow: bool = True) -> os.stat_result:
+    try:
+        return path.stat(follow_symlinks=follow)
+    except OSError as error:
+        raise UnsupportedError("fingerprint", f"{path} can't be read: {error.strerror}") from None
+
+
+def _digest(path: Path, known: dict[str, str]) -> str:
+    """sha256 of a file, from `known` or added to it."""
+    try:
+        with open(path, "rb", opener=_open_without_waiting) as file:
+            before = os.fstat(file.fileno())
+            if not stat.S_ISREG(before.st_mode):
+                raise UnsupportedError("fingerprint", f"{path} is no regular file")
+            key = _key(before)
+            if key in known:
+                return known[key]
+            digest = hashlib.file_digest(file, "sha256").hexdigest()
+            after, there = os.fstat(file.fileno()), os.stat(path)
+    except OSError as error:
+        raise UnsupportedError("fingerprint", f"{path} can't be read: {error.strerror}") from None
+    if not key == _key(after) == _key(there):
+        raise UnsupportedError("weights_changed", f"{path} changed while it was read: restart the engine")
+    if time.time_ns() - before.st_ctime_ns > _SETTLED_NS:
+        known[key] = digest
+    return digest
+
+
+def _open_without_waiting(path: str, flags: int) -> int:
+    return os.open(path, flags | os.O_NONBLOCK)  # a FIFO in the place of a file would keep us waiting
+
+
+def _key(facts: os.stat_result) -> str:
+    return f"{facts.st_dev}:{facts.st_ino}:{facts.st_size}:{facts.st_mtime_ns}:{facts.st_ctime_ns}"
+
+
+@contextmanager
+def _locked(folder: Path) -> Iterator[None]:
+    """Hold the folder's lock; the folder is made, private, if it isn't there."""
+    try:
+        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+        facts = folder.stat()
+        if facts.st_uid != os.geteuid() or facts.st_mode & 0o022:
+            raise UnsupportedError(
+                "fingerprint", f"{folder} may be written by others: chmod 700, or set fingerprint_dir"
+            )
+        lock = os.open(folder / "lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
+    except OSError as error:
+        raise UnsupportedError(
+            "fingerprint", f"{folder} can't be used: {error.strerror}; set fingerprint_dir"
+        ) from None
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(lock)
+
+
+def _read(folder: Path) -> dict[str, str]:
+    """The digests kept so far; a file that can't be read or understood counts as empty."""
+    try:
+        with open(folder / _FILE, "rb") as file:
+            values = canonical_json.decode(file.read(_MAX_BYTES + 1), max_bytes=_MAX_BYTES)
+    except (OSError, ValueError):
+        return {}
+    entries = values.items() if isinstance(values, dict) else ()
+    return {key: value for key, value in entries if isinstance(value, str) and _SHA256.fullmatch(value)}
+
+
+def _write(folder: Path, known: Mapping[str, str]) -> None:
+    newest = dict(list(known.items())[-_MAX_ENTRIES:])
+    temporary = folder / f"{_FILE}.{os.getpid()}"
+    try:
+        handle = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW, 0o600)
+        with os.fdopen(handle, "w") as file:
+            json.dump(newest, file, indent=0)
+        temporary.rename(folder / _FILE)
+    except OSError:  # a full disk: what isn't kept is hashed again next time
+        temporary.unlink(missing_ok=True)
