@@ -2,10 +2,11 @@
 
     python benchmarks/ttft.py [--engines hf,vllm,sglang] [--tokens 2048] [--rounds 5] [--json] [--check]
 
-A Llama with random weights, 8 layers of 1,024, fp32. A producer process stores one prompt a round. A second process of the
-same engine then measures, round by round: an unseen prompt of the same length (cold), the stored one (warm), the stored one
-again out of the engine's own prefix cache (the floor of any reuse; transformers: a cache object kept by the caller). All in
-one warmed process, so that drifts of the machine meet all three alike. Warm from the page cache; the store is a folder.
+A Llama with random weights, 8 layers of 1,024, fp32. A producer process stores one prompt a round. A second process of
+the same engine then measures, round by round: an unseen prompt of that length (cold), the stored one (warm), and the
+stored one again out of the engine's own prefix cache (the floor of any reuse; transformers: a cache object kept by the
+caller). All in one warmed process, so that drifts of the machine meet all three alike. The store is a folder, its files
+in the page cache.
 """
 
 import argparse
@@ -18,6 +19,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
+# Run as a script from the clone: `engines` is no installed package.
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from engines.drivers.driver import Driver
@@ -70,7 +72,7 @@ def prompts(count: int, tokens: int, seed: int) -> list[list[int]]:
 
 
 def measure(engine: str, model: Path, tokens: int, rounds: int, work: Path) -> Iterator[Round]:
-    """The rounds of one engine. Raises RuntimeError if what is called warm wasn't, or the tokens differ from the producer's."""
+    """The rounds of one engine. Raises RuntimeError if what is called warm wasn't, or gives another token."""
     store = work / f"store-{engine}"
     stored, unseen = prompts(rounds, tokens, seed=1), prompts(rounds + 1, tokens, seed=2)
     wanted = reusable_tokens(tokens // CHUNK_TOKENS * CHUNK_TOKENS, tokens, PAGES[engine])

@@ -82,7 +82,7 @@ class HuggingFace:
         )
 
     def _own_cache(self, prompt: Sequence[int]) -> float:
-        """Seconds to the first token where the caller kept the cache object of the same prompt: no reuse can be faster."""
+        """Seconds to the first token with the cache object of the same prompt, kept by the caller: the floor."""
         from transformers import DynamicCache
 
         past = DynamicCache(config=self.model.config)
