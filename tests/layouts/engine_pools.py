@@ -91,7 +91,7 @@ class EnginePool:
 
     def _blocks(self, memory: torch.Tensor) -> torch.Tensor:
         """[blocks, elements of a block without the padding]"""
-        rows = memory.unflatten(0, (self.blocks, -1))
+        rows: torch.Tensor = memory.unflatten(0, (self.blocks, -1))
         return rows[:, : rows.shape[1] - self.pad]
 
     def put(self, content: Content, table: list[int], start: int, part: Extent) -> None:

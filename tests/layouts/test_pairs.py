@@ -19,7 +19,7 @@ from tests.layouts.engine_pools import EnginePool, random_content
 DIMS = (32, 64, 80, 96, 128, 256)
 PAGES = (1, 16, 32, 64, 128)
 PAIRS = [(source, target) for source in FORMATS for target in FORMATS]
-KERNELS = ("best", "portable", "avx2", "avx512")
+KERNELS: tuple[native.Kernels, ...] = ("best", "portable", "avx2", "avx512")
 
 
 @dataclass(frozen=True)
@@ -36,7 +36,7 @@ class Copy:
     tokens: int
     source_pad: int
     target_pad: int
-    kernels: str
+    kernels: native.Kernels
     stream_bytes: int
     seed: int
 
@@ -89,7 +89,7 @@ def pool_and_table(
     return EnginePool(name, copy.geometry, extent, page, blocks, pad, copy.seed), order
 
 
-def supported(kernels: str) -> bool:
+def supported(kernels: native.Kernels) -> bool:
     """Whether this CPU has them (`best` always)."""
     order = ("portable", "avx2", "avx512")
     best = native.describe().rsplit(" ", 1)[-1]
@@ -120,7 +120,7 @@ def check(source_name: str, target_name: str, copy: Copy) -> None:
         assert torch.equal(got, wanted), "torch reference"
 
     plan = make_plan(view, target.pool().view(target_table, copy.target_start, stop))
-    kernels = copy.kernels if supported(copy.kernels) else "portable"
+    kernels: native.Kernels = copy.kernels if supported(copy.kernels) else "portable"
     native.run(plan, kernels=kernels, stream_bytes=copy.stream_bytes)
     for got, wanted in zip(target.memory, expected.memory, strict=True):
         assert torch.equal(got, wanted), f"native library, {kernels}"
