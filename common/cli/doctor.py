@@ -5,7 +5,7 @@ import platform
 from collections.abc import Iterator
 from importlib import metadata
 
-from kvlingua.common.cli.inspect import contents, namespaces
+from kvlingua.common.cli.inspect import contents
 from kvlingua.common.cli.sizes import size
 from kvlingua.common.cli.target import add_target, existing_store
 from kvlingua.common.config import Config
@@ -13,6 +13,8 @@ from kvlingua.common.errors import ConfigError, KVLinguaError
 from kvlingua.common.fingerprint import FingerprintTask
 from kvlingua.common.model import describe_model
 from kvlingua.common.namespace import Namespace
+from kvlingua.common.nearest import nearest, stored_namespaces
+from kvlingua.common.store import Store
 from kvlingua.common.supported import ENGINES
 from kvlingua.layouts import native
 from kvlingua.layouts.geometry import ITEMSIZE
@@ -46,8 +48,7 @@ def run(options: argparse.Namespace) -> int:
         return 1
     print(f"  {store.describe()}: {len(found)} namespaces, {size(sum(one.nbytes for one in found))}")
     print("why nothing hits")
-    stored = namespaces(found)
-    lines = model_advice(options.model, options.dtype, stored) if options.model else store_advice(stored)
+    lines = model_advice(options.model, options.dtype, store) if options.model else store_advice(store)
     print("\n".join(f"  {line}" for line in lines))
     store.close()
     return 0
@@ -76,7 +77,7 @@ def configuration() -> Iterator[str]:
         yield f"{key} = {getattr(config, key)}  ({source})"
 
 
-def model_advice(model: str, dtype: str, stored: list[Namespace]) -> Iterator[str]:
+def model_advice(model: str, dtype: str, store: Store) -> Iterator[str]:
     """The namespace an engine would use for this model, and the stored one that is nearest to it."""
     config = Config.resolve()
     description = describe_model(model, compute_dtype=dtype, kv_dtype=dtype)
@@ -87,28 +88,29 @@ def model_advice(model: str, dtype: str, stored: list[Namespace]) -> Iterator[st
         fingerprint, chunk_tokens=config.chunk_tokens, layers_per_shard=config.layers_per_shard
     )
     yield f"{model} in {dtype} is namespace {here.digest[:12]}"
-    if here in stored:
+    if here in stored_namespaces(store):
         yield "it is in the store: prompts that begin like a stored one hit"
         return
-    yield from nearest_of(here, stored)
+    yield from differences(here, store)
 
 
-def store_advice(stored: list[Namespace]) -> Iterator[str]:
+def store_advice(store: Store) -> Iterator[str]:
     """For each namespace the nearest other one: two engines that should share, but don't, show up here."""
+    stored = stored_namespaces(store)
     if len(stored) < 2:
-        yield "one namespace or none is stored: engines that share nothing yet. Name one: --model PATH --dtype DTYPE"
+        yield f"{len(stored)} namespaces are stored, nothing to compare. Name what doesn't hit: --model PATH --dtype DTYPE"
+        return
     for here in stored:
-        others = [one for one in stored if one != here]
-        if others:
-            yield f"namespace {here.digest[:12]}:"
-            yield from nearest_of(here, others)
+        yield f"namespace {here.digest[:12]}:"
+        yield from differences(here, store)
 
 
-def nearest_of(here: Namespace, others: list[Namespace]) -> Iterator[str]:
-    if not others:
+def differences(here: Namespace, store: Store) -> Iterator[str]:
+    found = nearest(store, here)
+    if found is None:
         yield "the store holds nothing else to compare it with"
         return
-    there = min(others, key=lambda one: len(here.differences(one)))
+    there, lines = found
     yield f"  the nearest other is {there.digest[:12]}, which differs in:"
-    for difference in here.differences(there):
-        yield f"    {difference}"
+    for line in lines:
+        yield f"    {line}"

@@ -1,7 +1,6 @@
 """`kvlingua inspect`: what is stored. With `--verify` every byte of every object is read and checked."""
 
 import argparse
-from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -9,9 +8,10 @@ from kvlingua.common.cli.progress import progress
 from kvlingua.common.cli.sizes import size
 from kvlingua.common.cli.target import add_target, existing_store
 from kvlingua.common.container import ParsedHeader, parse_header
-from kvlingua.common.errors import ContainerError, IdentityError, StoreError
+from kvlingua.common.errors import ContainerError, StoreError
 from kvlingua.common.keys import NAMESPACE_FILE, OBJECT_SUFFIX, parse_key
-from kvlingua.common.namespace import MAX_NAMESPACE_BYTES, Namespace
+from kvlingua.common.namespace import Namespace
+from kvlingua.common.nearest import stored_namespaces
 from kvlingua.common.store import Entry, Read, Store
 
 # An object of one chunk; a larger one isn't read into memory because a stranger put it there.
@@ -23,7 +23,7 @@ class Contents:
     """What one namespace holds."""
 
     digest: str
-    namespace: Namespace | None = None
+    namespace: Namespace | None
     objects: int = 0
     nbytes: int = 0
     chains: set[bytes] = field(default_factory=set)
@@ -87,30 +87,17 @@ def report(store: Store) -> str:
 
 def contents(store: Store) -> list[Contents]:
     """What each namespace of a store holds, the largest first."""
+    known = {namespace.digest: namespace for namespace in stored_namespaces(store)}
     found: dict[str, Contents] = {}
     for entry in store.scan():
         digest = entry.key.partition("/")[0]
-        one = found.setdefault(digest, Contents(digest))
+        one = found.setdefault(digest, Contents(digest, known.get(digest)))
         one.nbytes += entry.nbytes
         key = parse_key(entry.key)
         if key is not None:
             one.objects += 1
             one.chains.add(key.chain)
-        elif entry.key.endswith(NAMESPACE_FILE):
-            one.namespace = read_namespace(store, entry)
     return sorted(found.values(), key=lambda one: (-one.nbytes, one.digest))
-
-
-def read_namespace(store: Store, entry: Entry) -> Namespace | None:
-    """The namespace whose JSON `entry` is; None if it can't be read or isn't the one its folder is named after."""
-    data = bytearray(min(entry.nbytes, MAX_NAMESPACE_BYTES))
-    if store.get_many([Read(entry.key, 0, memoryview(data))]) != [len(data)]:
-        return None
-    try:
-        namespace = Namespace.from_json(bytes(data))
-    except IdentityError:
-        return None
-    return namespace if entry.key.startswith(namespace.digest) else None
 
 
 def verify(store: Store) -> int:
@@ -146,7 +133,3 @@ def check_object(data: memoryview) -> ParsedHeader:
     header = parse_header(data, data.nbytes)
     header.container.verify(data, header.chain, header.container.extent)
     return header
-
-
-def namespaces(found: Sequence[Contents]) -> list[Namespace]:
-    return [one.namespace for one in found if one.namespace is not None]

@@ -7,6 +7,7 @@ after the hit was promised: the document is computed anew, and right.
 """
 
 import shutil
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -103,9 +104,8 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> Runs:
         for one in produced:
             shutil.copytree(one, store, dirs_exist_ok=True)
         for producer in ENGINES:
-            for path in objects(store, DOCUMENTS[producer, "negated"]):
-                negate_v(path)
-            flip_byte(objects(store, DOCUMENTS[producer, "flipped"])[3])
+            spoil(objects(store, DOCUMENTS[producer, "negated"]), negate_v, folder / f"spoiling-{engine}")
+            spoil(objects(store, DOCUMENTS[producer, "flipped"])[3:4], flip_byte, folder / f"spoiling-{engine}")
         with launch(engine, "consumer", store, role="consumer") as driver:
             replies = {key: driver.generate(reuse_ask(one)) for key, one in DOCUMENTS.items()}
             driver.metric_reaches("kvlingua_corrupt_objects_total", len(ENGINES))
@@ -127,6 +127,16 @@ def objects(store: Path, one: Document) -> list[Path]:
     """The stored objects of a document's shared chunks, in the text's order."""
     found = {path.name.partition("-")[0]: path for path in store.rglob("*.safetensors")}
     return [found[digest.hex()] for digest in shared_chunks(one)]
+
+
+def spoil(paths: list[Path], how: Callable[[Path], int], work: Path) -> None:
+    """Applies `how`, which spoils a whole store, to some objects of one."""
+    for path in paths:
+        (work / path.parent.name).mkdir(parents=True, exist_ok=True)
+        shutil.move(path, work / path.parent.name / path.name)
+    assert how(work) == len(paths)
+    for path in paths:
+        shutil.move(work / path.parent.name / path.name, path)
 
 
 def problems(runs: Runs, producer: str, consumer: str) -> list[str]:
