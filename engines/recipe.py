@@ -71,7 +71,7 @@ class Recipe:
         """Hex sha256 over all that decides what is built: steps, lock, stand-ins, smoke test, Python, machine."""
         built_from = {
             "engine": self.engine,
-            "steps": [vars(step) for step in self.steps],
+            "steps": [(step.pip, step.copy, step.prepend, step.to) for step in self.steps],
             "lock": self.lock,
             "standins": {
                 f"{step.standin}/{file.relative_to(self.standins)}": hashlib.sha256(file.read_bytes()).hexdigest()

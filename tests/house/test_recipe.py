@@ -49,7 +49,7 @@ def test_the_shipped_recipes_are_whole() -> None:
     ("file", "old", "new"),
     [
         ("toy.toml", 'smoke = "pass"', 'smoke = "import this"'),
-        ("toy.toml", 'say = "copying"', 'say = "copying it"'),
+        ("toy.toml", 'copy = "kernel"', 'copy = "kernel"\n\n[[steps]]\nsay = "listing"\npip = ["list"]'),
         ("toy.lock.txt", "one==1", "one==2"),
         ("kernel/__init__.py", "x = 1", "x = 2"),
     ],
@@ -70,7 +70,8 @@ def test_digest_changes_with_a_file_more_in_a_standin(folder: Path) -> None:
 def test_digest_stays_with_what_is_not_built(folder: Path) -> None:
     before = digest(folder)
     (folder / "toy.toml").write_text(
-        "# a comment\n" + RECIPE.replace('TOY = "1"', 'TOY = "2"').replace("0.001", "0.002")
+        "# a comment\n"
+        + RECIPE.replace('TOY = "1"', 'TOY = "2"').replace("0.001", "0.002").replace("copying", "taking")
     )
     (folder / "kernel" / "__pycache__").mkdir()
     (folder / "kernel" / "__pycache__" / "left.pyc").touch()
