@@ -9,7 +9,7 @@ from kvlingua.common.cli.inspect import contents
 from kvlingua.common.cli.sizes import size
 from kvlingua.common.cli.target import add_target, existing_store
 from kvlingua.common.config import Config
-from kvlingua.common.errors import ConfigError, KVLinguaError
+from kvlingua.common.errors import ConfigError
 from kvlingua.common.fingerprint import FingerprintTask
 from kvlingua.common.model import describe_model
 from kvlingua.common.namespace import Namespace
@@ -42,10 +42,10 @@ def run(options: argparse.Namespace) -> int:
     print("store")
     try:
         store = existing_store(options.target)
-        found = contents(store)
-    except KVLinguaError as problem:
-        print(f"  {problem}")
-        return 1
+    except ConfigError as problem:
+        print(f"  {problem}")  # nothing stored yet is no illness
+        return 0
+    found = contents(store)
     print(f"  {store.describe()}: {len(found)} namespaces, {size(sum(one.nbytes for one in found))}")
     print("why nothing hits")
     lines = model_advice(options.model, options.dtype, store) if options.model else store_advice(store)
@@ -98,7 +98,7 @@ def store_advice(store: Store) -> Iterator[str]:
     """For each namespace the nearest other one: two engines that should share, but don't, show up here."""
     stored = stored_namespaces(store)
     if len(stored) < 2:
-        yield f"{len(stored)} namespaces are stored, nothing to compare. Name what doesn't hit: --model PATH --dtype DTYPE"
+        yield f"{len(stored)} namespaces are stored; name the model that doesn't hit: --model PATH --dtype DTYPE"
         return
     for here in stored:
         yield f"namespace {here.digest[:12]}:"
