@@ -1,1 +1,1 @@
-"""vLLM: a KV connector, found by entry point."""
+"""vLLM 0.32: a KV connector that vLLM finds by the name `KVLingua`."""

@@ -3,6 +3,7 @@
 import json
 import os
 import queue
+import re
 import signal
 import subprocess
 import threading
@@ -22,6 +23,8 @@ ROOT = Path(__file__).resolve().parents[2]
 START_SECONDS = 300.0
 ANSWER_SECONDS = 120.0
 EXIT_SECONDS = 30.0
+SWITCH = re.compile(r"kvlingua: (?:\w+: )?(?:on|off): ")  # said when the model's fingerprint is known, or never will be
+SWITCH_SECONDS = 30.0
 
 
 class DriverError(Exception):
@@ -29,7 +32,8 @@ class DriverError(Exception):
 
 
 class Driver:
-    """One engine in a process of its own; a context manager that leaves no process behind.
+    """One engine in a process of its own; a context manager that leaves no process behind. With cache it waits for the
+    line that says that kvlingua is on, or off: before it there are no hits.
 
     `url`: the store (KVLINGUA_URL). `settings`: further environment variables. `log`: the file that takes the
     engine's output; kvlingua's metrics go to a folder beside it. Remaining keyword arguments are those of `Launch`.
@@ -39,13 +43,14 @@ class Driver:
         self,
         engine: str,
         model: Path | str,
+        /,  # so that `engine=` can mean the engine's own arguments
         *,
         log: Path,
         url: str | None = None,
         settings: Mapping[str, str] | None = None,
         **launch: Any,
     ) -> None:
-        self.engine = engine
+        self.name = engine
         self.launch = Launch(str(model), **launch)
         self.log = log
         self.url = url
@@ -60,11 +65,11 @@ class Driver:
         self._lines: queue.Queue[str | None] = queue.Queue()
 
     def __enter__(self) -> "Driver":
-        variables = environment(self.engine, self._settings)
+        variables = environment(self.name, self._settings)
         variables["PYTHONPATH"] = os.pathsep.join([variables["PYTHONPATH"], str(ROOT)])
         with self.log.open("ab") as log:
             self._process = subprocess.Popen(
-                [str(python_of(self.engine)), "-m", f"engines.drivers.{self.engine}", json.dumps(asdict(self.launch))],
+                [str(python_of(self.name)), "-m", f"engines.drivers.{self.name}", json.dumps(asdict(self.launch))],
                 stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE,
                 stderr=log,
@@ -82,6 +87,8 @@ class Driver:
             self._kill()
             raise
         self.ready = Ready(first["version"], first["page"], first["seconds"])
+        if self.launch.cache:
+            _until(lambda: SWITCH.search(self.log_text()), SWITCH_SECONDS)
         return self
 
     def __exit__(
@@ -162,7 +169,7 @@ class Driver:
 
     def _error(self, what: str) -> DriverError:
         tail = "\n".join(self.log_text().splitlines()[-30:])
-        return DriverError(f"{self.engine} driver: {what}\n--- end of {self.log} ---\n{tail}")
+        return DriverError(f"{self.name} driver: {what}\n--- end of {self.log} ---\n{tail}")
 
     def _kill(self) -> None:
         """End the whole session: engines start processes of their own."""

@@ -71,15 +71,31 @@ class Vllm:
         return Reply(answers, **{name: after[name] - before[name] for name in after}, seconds=seconds)
 
     def call(self, method: str, arguments: Mapping[str, Any]) -> object:
+        """reset_prefix_cache(**), collective_rpc(method), metric(name): a counter's value, abort_after(prompt, steps)."""
         if method == "reset_prefix_cache":
             return self._llm.reset_prefix_cache(**arguments)
         if method == "collective_rpc":
             self._llm.collective_rpc(**arguments)
             return None
-        raise LookupError(f"no method {method!r}; there are reset_prefix_cache, collective_rpc")
+        if method == "metric":
+            return sum(metric.value for metric in self._llm.get_metrics() if metric.name == arguments["name"])
+        if method == "abort_after":
+            return self._abort_after(**arguments)
+        raise LookupError(f"no method {method!r}; there are reset_prefix_cache, collective_rpc, metric, abort_after")
 
     def close(self) -> None:
         self._llm.llm_engine.engine_core.shutdown()
+
+    def _abort_after(self, prompt: Sequence[int], steps: int) -> None:
+        """Hand in a prompt and give it up after that many steps of the engine."""
+        from vllm import SamplingParams
+
+        engine = self._llm.llm_engine
+        sampling = SamplingParams(temperature=0, max_tokens=64, ignore_eos=True, detokenize=False)
+        request = engine.add_request(f"aborted-{time.monotonic_ns()}", {"prompt_token_ids": list(prompt)}, sampling)
+        for _ in range(steps):
+            engine.step()
+        engine.abort_request([request], internal=True)
 
     def _prompt(self, ask: Ask) -> dict[str, Any]:
         if "embeds" in ask.options:

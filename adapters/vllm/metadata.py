@@ -1,0 +1,66 @@
+"""What the two sides of the connector say to each other. vLLM carries it between processes; all of it is plain data."""
+
+from dataclasses import dataclass, field
+
+from vllm.distributed.kv_transfer.kv_connector.v1.base import (
+    KVConnectorHandshakeMetadata,
+    KVConnectorMetadata,
+    KVConnectorWorkerMetadata,
+)
+
+from kvlingua.common.cache import Hit
+from kvlingua.common.namespace import Namespace
+
+
+@dataclass(frozen=True)
+class LoadOrder:
+    """Copy prompt positions [start, stop) of `hit` into the request's blocks. `blocks`: its whole block table.
+
+    `hit` is None if the order could not be made after it was promised: nothing to load, report it as failed.
+    """
+
+    request_id: str
+    hit: Hit | None
+    blocks: tuple[int, ...]
+    start: int
+    stop: int
+
+
+@dataclass(frozen=True)
+class StoreOrder:
+    """Store the whole chunks of prompt positions [start, stop), which this step's forward has completed."""
+
+    request_id: str
+    digests: tuple[bytes, ...]  # of all chunks up to `stop`, 32 bytes each
+    blocks: tuple[int, ...]
+    start: int
+    stop: int
+
+
+@dataclass(frozen=True)
+class StepOrders(KVConnectorMetadata):
+    """Scheduler to worker, one per engine step. `namespace`: of the stores, sent only where there are any."""
+
+    loads: tuple[LoadOrder, ...] = ()
+    stores: tuple[StoreOrder, ...] = ()
+    namespace: Namespace | None = None
+
+
+@dataclass(frozen=True)
+class WorkerReady(KVConnectorHandshakeMetadata):
+    """Worker to scheduler, once, when its KV cache is allocated: the layout's name, or why it can't be used."""
+
+    layout: str | None
+    why_not: str | None = None
+
+
+@dataclass(frozen=True)
+class StepResult(KVConnectorWorkerMetadata):
+    """Worker to scheduler, after a step in which something happened that the scheduler must know."""
+
+    failed: frozenset[str] = field(default_factory=frozenset)  # ids of requests whose load failed
+    off: str | None = None  # why the worker stopped for good
+
+    def aggregate(self, other: "KVConnectorWorkerMetadata") -> "StepResult":
+        assert isinstance(other, StepResult)
+        return StepResult(self.failed | other.failed, self.off or other.off)

@@ -1,0 +1,146 @@
+"""The connector in vLLM's scheduler: looks prompts up, says how much can be taken, and orders what the worker is to
+load and store.
+
+Loads are ordered as asynchronous ones, though the worker does each within one call: vLLM then holds the request back
+until its blocks are filled, and only after that shows them to other requests. In the synchronous way a failed load
+can't be repaired in vLLM 0.32: the newer model runner doesn't take back the tokens it believes are computed, and
+meanwhile the unfilled blocks are in the prefix cache.
+"""
+
+import logging
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from kvlingua.adapters.vllm.metadata import LoadOrder, StepOrders, StepResult, StoreOrder
+from kvlingua.adapters.vllm.requests import only_stores, passes_through, seed_of
+from kvlingua.adapters.vllm.switch import Switch
+from kvlingua.common import log
+from kvlingua.common.cache import Hit, KVCache
+from kvlingua.common.chain import chain_digests
+from kvlingua.common.guard import Guard
+from kvlingua.common.metrics import REFUSALS
+from kvlingua.common.namespace import Namespace
+from kvlingua.common.prefix import reusable_tokens
+
+
+@dataclass
+class Tracked:
+    """What is remembered of a request until it finishes."""
+
+    tokens: list[int] = field(repr=False)
+    seed: bytes
+    loads: bool  # may anything be loaded for it
+    stores: bool
+    hit: Hit | None = None  # of the one lookup; asking again changes nothing
+    asked_from: int = 0  # tokens that vLLM had itself when it asked last
+    stored: int = 0  # tokens up to which chunks are in the store or on their way
+    digests: list[bytes] | None = None
+
+
+class SchedulerSide:
+    """One engine's requests. Every method is called by the scheduler's thread and none of them raises."""
+
+    def __init__(self, cache: KVCache, switch: Switch, guard: Guard, page: int) -> None:
+        self._cache = cache
+        self._switch = switch
+        self._guard = guard
+        self._page = page
+        self._requests: dict[str, Tracked] = {}
+        self._loads: list[LoadOrder] = []
+
+    def matched(self, request: Any, computed: int) -> int:
+        """How many tokens after the first `computed` can be loaded for this request. No side effects but the
+        memory of it."""
+        return self._guard.run("lookup", 0, self._matched, request, computed)
+
+    def allocated(self, request: Any, blocks: Sequence[int], external: int) -> None:
+        """vLLM has made room for `external` tokens that were promised: order their load."""
+        if external <= 0:
+            return
+        tracked = self._requests.get(request.request_id)
+        start = tracked.asked_from if tracked else 0
+        hit = tracked.hit if tracked else None
+        self._loads.append(LoadOrder(request.request_id, hit, tuple(blocks), start, start + external))
+
+    def orders(self, scheduled: Any) -> StepOrders:
+        """What the worker is to do in the step that this SchedulerOutput describes."""
+        loads, self._loads = tuple(self._loads), []
+        namespace = self._switch.namespace
+        stores: tuple[StoreOrder, ...] = ()
+        if namespace is not None and self._cache.config.role != "consumer":
+            stores = self._guard.run("store", (), self._stores, scheduled, namespace)
+        return StepOrders(loads, stores, namespace if stores else None)
+
+    def result(self, result: StepResult) -> None:
+        """What the worker reports: requests whose load failed are computed by vLLM, and stored anew."""
+        for request_id in result.failed:
+            if tracked := self._requests.get(request_id):
+                tracked.loads, tracked.stored = False, 0
+        if result.off is not None:
+            self._switch.off("weights", result.off)
+
+    def finished(self, request_id: str) -> None:
+        """The request is over, whether answered or aborted."""
+        self._requests.pop(request_id, None)
+
+    def _matched(self, request: Any, computed: int) -> int:
+        namespace = self._switch.namespace
+        if namespace is None:
+            return 0
+        tracked = self._track(request)
+        tracked.asked_from = computed
+        if not tracked.loads:
+            return 0
+        if tracked.hit is None:
+            tracked.loads = False  # until the lookup has succeeded: one that raises isn't tried again for this request
+            tracked.hit = self._cache.lookup(
+                namespace, tracked.tokens, seed=tracked.seed, digests=self._digests(tracked)
+            )
+            tracked.loads = True
+            tracked.stored = tracked.hit.tokens
+        return max(0, reusable_tokens(tracked.hit.tokens, len(tracked.tokens), self._page) - computed)
+
+    def _track(self, request: Any) -> Tracked:
+        tracked = self._requests.get(request.request_id)
+        if tracked is None:
+            reason = passes_through(request)
+            if reason is not None:
+                REFUSALS.labels("vllm", reason).inc()
+                log.once(
+                    f"vllm request {reason}",
+                    logging.INFO,
+                    f"vllm: requests of this kind pass through without cache: {reason}",
+                )
+            role = self._cache.config.role
+            tracked = Tracked(
+                tokens=[] if reason else list(request.prompt_token_ids),
+                seed=b"" if reason else seed_of(request),
+                loads=reason is None and role != "producer" and not only_stores(request),
+                stores=reason is None and role != "consumer",
+            )
+            self._requests[request.request_id] = tracked
+        return tracked
+
+    def _stores(self, scheduled: Any, namespace: Namespace) -> tuple[StoreOrder, ...]:
+        before = {new.req_id: new.num_computed_tokens for new in scheduled.scheduled_new_reqs}
+        cached = scheduled.scheduled_cached_reqs
+        before.update(zip(cached.req_ids, cached.num_computed_tokens, strict=True))
+        orders = []
+        for request_id, tokens in scheduled.num_scheduled_tokens.items():
+            tracked = self._requests.get(request_id)
+            if tracked is None or not tracked.stores:
+                continue
+            stop = min(before[request_id] + tokens, len(tracked.tokens))
+            stop -= stop % namespace.chunk_tokens
+            if stop > tracked.stored:
+                (blocks,) = scheduled.kv_connector_block_state.get_block_ids(request_id)
+                digests = tuple(self._digests(tracked)[: stop // namespace.chunk_tokens])
+                orders.append(StoreOrder(request_id, digests, tuple(blocks), tracked.stored, stop))
+                tracked.stored = stop
+        return tuple(orders)
+
+    def _digests(self, tracked: Tracked) -> list[bytes]:
+        if tracked.digests is None:
+            tracked.digests = chain_digests(tracked.tokens, self._cache.config.chunk_tokens, tracked.seed)
+        return tracked.digests

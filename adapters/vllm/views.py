@@ -1,0 +1,91 @@
+"""From the tensors that vLLM registers to a described pool of blocks; or the reason why their bytes aren't known well
+enough.
+
+The shape of a registered tensor says too little: vLLM's CPU backend registers [block, head, token, K then V], while
+its kernels keep K transposed within a block. So the layout is chosen by the kernel in use, and what the tensors claim
+is checked against its row.
+"""
+
+from collections.abc import Mapping, Sequence
+from itertools import pairwise
+from typing import Any
+
+from kvlingua.common.errors import UnsupportedError
+from kvlingua.layouts.formats import format
+from kvlingua.layouts.geometry import Geometry
+from kvlingua.layouts.memory import Buffer
+from kvlingua.layouts.view import Pool
+
+# (attention backend, its kernel, order of the axes) -> a row of layouts/formats.py
+LAYOUTS = {
+    ("CPU_ATTN", "vec", "LBHNC"): "vllm_cpu_vec",
+    ("CPU_ATTN", "vec16", "LBHNC"): "vllm_cpu_vec16",
+}
+
+
+def layout_name(layers: Sequence[Any], order: str | None) -> str:
+    """The row that describes what these attention layers keep. Raises UnsupportedError for any other combination."""
+    kinds = {(layer.get_attn_backend().get_name(), getattr(layer, "isa", None), order) for layer in layers}
+    if len(kinds) != 1:
+        raise UnsupportedError(
+            "layout", f"attention layers of several kinds ({sorted(map(str, kinds))}) aren't supported"
+        )
+    (kind,) = kinds
+    if kind not in LAYOUTS:
+        known = ", ".join("/".join(row) for row in LAYOUTS)
+        raise UnsupportedError(
+            "layout",
+            f"how {'/'.join(map(str, kind))} packs a block isn't known, only {known}: try another dtype or block size",
+        )
+    return LAYOUTS[kind]
+
+
+def pool_of(name: str, tensors: Sequence[Any], geometry: Geometry, *, page: int, blocks: int) -> Pool:
+    """The pool behind the registered tensors, one per layer in order, each [block, head, token, K and V].
+
+    Raises UnsupportedError where a tensor isn't what the layout's row says, LayoutError where its numbers don't fit
+    its memory.
+    """
+    k, v = geometry.planes
+    shape = (blocks, geometry.kv_heads, page, k.width + v.width)
+    first = tensors[0]
+    for tensor in tensors:
+        if tensor.device.type != "cpu":
+            raise UnsupportedError("device", f"KV cache on {tensor.device.type} isn't supported yet, only cpu")
+        if str(tensor.dtype) != f"torch.{geometry.dtype}" or tuple(tensor.shape) != shape:
+            raise UnsupportedError(
+                "layout",
+                f"a registered tensor is {tuple(tensor.shape)} of {tensor.dtype}, expected {shape} of {geometry.dtype}",
+            )
+        if tensor.stride() != first.stride() or tensor.stride()[2:] != (k.width + v.width, 1):
+            raise UnsupportedError(
+                "layout",
+                f"a registered tensor has strides {tensor.stride()}, which the layout doesn't have",
+            )
+    _check_apart(tensors)
+    block, head = (stride * geometry.itemsize for stride in first.stride()[:2])
+    buffers = [Buffer.of(tensor) for tensor in tensors]
+    return format(name).pool(
+        geometry, geometry.full, page=page, blocks=blocks, buffers=buffers, strides={"block": block, "head": head}
+    )
+
+
+def ordered_layers(names: Sequence[str], tensors: Mapping[str, Any], layers: int) -> list[str]:
+    """The layers' names by number, which must be 0 to `layers` - 1 and each have a tensor."""
+    numbers = {name: [int(part) for part in name.split(".") if part.isdigit()] for name in names}
+    order = sorted(names, key=lambda name: numbers[name])
+    if [numbers[name] for name in order] != [[number] for number in range(layers)] or set(tensors) != set(names):
+        raise UnsupportedError("layout", f"KV cache layers {sorted(tensors)} aren't numbered 0 to {layers - 1}")
+    return order
+
+
+def _check_apart(tensors: Sequence[Any]) -> None:
+    """Layers that share memory (hybrid models) can't be told apart by block number."""
+    spans = []
+    for tensor in tensors:
+        reach = sum((size - 1) * stride for size, stride in zip(tensor.shape, tensor.stride(), strict=True)) + 1
+        spans.append((tensor.data_ptr(), tensor.data_ptr() + reach * tensor.element_size()))
+    spans.sort()
+    for (_, end), (start, _) in pairwise(spans):
+        if start < end:
+            raise UnsupportedError("layout", "layers that share memory aren't supported yet")

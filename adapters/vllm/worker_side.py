@@ -1,0 +1,99 @@
+"""The connector in vLLM's worker: copies between the store and the blocks of this process, as the scheduler's side
+ordered."""
+
+from collections.abc import Mapping
+from typing import Any
+
+from kvlingua.adapters.vllm.metadata import LoadOrder, StepOrders, StepResult, StoreOrder, WorkerReady
+from kvlingua.adapters.vllm.views import layout_name, ordered_layers, pool_of
+from kvlingua.common.cache import KVCache
+from kvlingua.common.errors import KVLinguaError, LoadError
+from kvlingua.common.guard import Guard
+from kvlingua.common.namespace import Namespace
+from kvlingua.layouts.geometry import Geometry
+from kvlingua.layouts.view import Pool
+
+
+class WorkerSide:
+    """One worker's KV cache. Every method is called by the worker's thread and none of them raises."""
+
+    def __init__(self, cache: KVCache, guard: Guard, geometry: Geometry, kv_cache_config: Any, page: int) -> None:
+        self._cache = cache
+        self._guard = guard
+        self._geometry = geometry
+        self._kv_cache_config = kv_cache_config
+        self._page = page
+        self._pool: Pool | None = None
+        self.ready = WorkerReady(None, "vLLM registered no KV cache")
+        self._off: str | None = None
+        self._failed: set[str] = set()
+        self._received: set[str] = set()
+        self._invalid: set[int] = set()
+
+    def register(self, tensors: Mapping[str, Any], layers: Mapping[str, Any]) -> None:
+        """Describe the tensors that vLLM has allocated. layers: its attention layers by name."""
+        try:
+            self._pool, layout = self._describe(tensors, layers)
+            self.ready = WorkerReady(layout)
+        except KVLinguaError as error:
+            self.ready = WorkerReady(None, str(error))
+
+    def load(self, orders: StepOrders) -> None:
+        """Do the loads. What fails is reported: its blocks, so that vLLM computes them, and its request."""
+        for order in orders.loads:
+            self._received.add(order.request_id)
+            if not self._guard.promised("load", self._load, order):
+                self._failed.add(order.request_id)
+                self._invalid.update(order.blocks[order.start // self._page : -(-order.stop // self._page)])
+
+    def store(self, orders: StepOrders) -> None:
+        """Copy what the step's forward has completed and queue it for the store; a block may change after this."""
+        if orders.namespace is not None:
+            for order in orders.stores:
+                self._guard.run("store", None, self._store, order, orders.namespace)
+
+    def weights_change(self) -> None:
+        """Neither load nor store from here on; the scheduler's side is told with the next step's result."""
+        self._off = "vLLM's weights were loaded anew; restart it to share KV again"
+        self._pool = None
+
+    def received(self) -> set[str]:
+        """Requests whose load is over, well or badly, since the last call."""
+        received, self._received = self._received, set()
+        return received
+
+    def invalid_blocks(self) -> set[int]:
+        """Blocks that were promised and not filled, since the last call."""
+        invalid, self._invalid = self._invalid, set()
+        return invalid
+
+    def result(self) -> StepResult | None:
+        """What the scheduler's side must know of the last step; None if nothing."""
+        failed, self._failed = frozenset(self._failed), set()
+        return StepResult(failed, self._off) if failed or self._off else None
+
+    def _describe(self, tensors: Mapping[str, Any], layers: Mapping[str, Any]) -> tuple[Pool, str]:
+        (group,) = self._kv_cache_config.kv_cache_groups
+        order = ordered_layers(group.layer_names, tensors, self._geometry.layers)
+        layout = layout_name([layers[name] for name in order], self._kv_cache_config.kv_cache_layout)
+        pool = pool_of(
+            layout,
+            [tensors[name] for name in order],
+            self._geometry,
+            page=self._page,
+            blocks=self._kv_cache_config.num_blocks,
+        )
+        return pool, layout
+
+    def _load(self, order: LoadOrder) -> None:
+        if self._pool is None or order.hit is None:
+            raise LoadError(
+                self._off or "it was ordered without a stored prefix, or for a KV cache that can't be described"
+            )
+        into = self._pool.view(order.blocks, order.start, order.stop)
+        self._cache.load(order.hit, into, order.start, order.stop)
+
+    def _store(self, order: StoreOrder, namespace: Namespace) -> None:
+        if self._pool is not None:
+            source = self._pool.view(order.blocks, order.start, order.stop)
+            self._cache.store(namespace, (), source, order.start, order.stop, digests=order.digests)
