@@ -9,6 +9,7 @@ from kvlingua.common.errors import UnsupportedError
 SINGLE = "model.safetensors"
 INDEX = "model.safetensors.index.json"
 LOAD_FORMATS = ("auto", "hf", "safetensors")
+IN_MEMORY = "memory"  # not loaded from files: the caller fingerprints the weights themselves
 _MAX_INDEX_BYTES = 64 << 20
 
 
@@ -31,10 +32,12 @@ def model_folder(model: str | Path, revision: str | None = None) -> Path:
 
 
 def weight_files(folder: Path, load_format: str) -> Mapping[str, Path]:
-    """Name -> file for exactly the files that every engine reads, sorted by name.
+    """Name -> file for exactly the files that every engine reads, sorted by name; none if load_format is `IN_MEMORY`.
 
     Raises UnsupportedError where engines may disagree: no safetensors files, or more of them than the loader's set.
     """
+    if load_format == IN_MEMORY:
+        return {}
     if load_format == "dummy":
         raise UnsupportedError(
             "dummy_weights", "weights that were not read from files (load_format dummy) have no identity"

@@ -1,0 +1,103 @@
+"""From a live model to its namespace: the folder it was loaded from, what differs from it, and the fingerprint of its
+weights."""
+
+import contextlib
+import json
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import torch
+import transformers
+from transformers import GenerationMixin, PreTrainedConfig, PreTrainedModel
+
+from kvlingua.adapters.hf.live_state import check_known_code
+from kvlingua.adapters.hf.weights import differing_attributes, differing_tensor, memory_fingerprint
+from kvlingua.common.config import Config
+from kvlingua.common.errors import UnsupportedError
+from kvlingua.common.fingerprint import FingerprintTask
+from kvlingua.common.model import IGNORED_FIELDS, ModelDescription, describe_model
+from kvlingua.common.namespace import Namespace
+from kvlingua.common.supported import HF
+from kvlingua.common.weight_files import IN_MEMORY, model_folder
+
+# What a live configuration says about how it was loaded, not about the model.
+_LOADING_FIELDS = frozenset({"_name_or_path", "name_or_path", "dtype", "torch_dtype", "transformers_version"})
+
+
+def identify(model: Any, config: Config) -> Namespace:
+    """The namespace of `model` as it is now. Reads the weight files, or hashes the weights: seconds per gigabyte.
+
+    Raises UnsupportedError for a model whose KV isn't proved to be a function of namespace and token ids.
+    """
+    check_model(model)
+    dtype = _dtype(model)
+    folder = _folder(model.name_or_path)
+    with contextlib.ExitStack() as stack:
+        if folder is None:  # made in memory: its configuration is all there is to describe
+            folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="kvlingua-")))
+            described = model.config.to_dict() | {"architectures": [type(model).__name__]}
+            (folder / "config.json").write_text(json.dumps(described), "utf-8")
+            overrides, load_format = {}, IN_MEMORY
+        else:
+            overrides, load_format = _config_differences(model.config, folder), "auto"
+        overrides |= {f"module {name}": value for name, value in differing_attributes(model).items()}
+        description = describe_model(
+            folder, overrides=overrides, compute_dtype=dtype, kv_dtype=dtype, load_format=load_format
+        )
+        fingerprint = _fingerprint(model, description, config)
+    return description.namespace(
+        fingerprint, chunk_tokens=config.chunk_tokens, layers_per_shard=config.layers_per_shard
+    )
+
+
+def check_model(model: Any) -> None:
+    """Raise UnsupportedError for a kind of model whose `generate` isn't known to be transformers' usual one."""
+    if not HF.supports(transformers.__version__):
+        raise UnsupportedError("version", HF.refusal(transformers.__version__))
+    if not isinstance(model, PreTrainedModel) or not isinstance(model, GenerationMixin):
+        raise UnsupportedError("model", f"{type(model).__name__} is not a transformers model that generates text")
+    if model.config.is_encoder_decoder:
+        raise UnsupportedError("encoder_decoder", "encoder-decoder models are not supported")
+    for name in ("generate", "prepare_inputs_for_generation", "_sample"):
+        if getattr(type(model), name) is not getattr(GenerationMixin, name):
+            raise UnsupportedError("generate_replaced", f"{type(model).__name__} has a {name} of its own")
+    if getattr(model, "hf_quantizer", None) is not None:
+        raise UnsupportedError("quantized", "quantised weights are not supported")
+    check_known_code(model)
+
+
+def _dtype(model: torch.nn.Module) -> str:
+    dtypes = {str(parameter.dtype).removeprefix("torch.") for parameter in model.parameters()}
+    if len(dtypes) != 1:
+        raise UnsupportedError(
+            "mixed_dtype", f"the model's parameters are of {', '.join(sorted(dtypes))}: load it in one dtype"
+        )
+    return dtypes.pop()
+
+
+def _folder(name_or_path: str) -> Path | None:
+    """The folder a model was loaded from, or None. Which revision of a hub's model it was isn't known for sure; if it
+    is another than the one found here, the weights differ from the files, and that is seen.
+    """
+    try:
+        return model_folder(name_or_path) if name_or_path else None
+    except UnsupportedError:
+        return None
+
+
+def _config_differences(live: PreTrainedConfig, folder: Path) -> dict[str, Any]:
+    """Fields in which the live configuration isn't what its class reads from the folder, as the live one has them."""
+    here, there = live.to_dict(), type(live).from_pretrained(folder, local_files_only=True).to_dict()
+    fields = (here.keys() | there.keys()) - _LOADING_FIELDS - IGNORED_FIELDS
+    return {field: here.get(field) for field in sorted(fields) if here.get(field) != there.get(field)}
+
+
+def _fingerprint(model: torch.nn.Module, description: ModelDescription, config: Config) -> str:
+    if not description.weight_files or differing_tensor(model, description.weight_files) is not None:
+        return memory_fingerprint(model)
+    task = FingerprintTask(description, config, tensors_compared=True)
+    fingerprint = task.wait(None)
+    if fingerprint is None:
+        raise UnsupportedError("fingerprint", f"the weight files can't be read: {task.error}")
+    return fingerprint
