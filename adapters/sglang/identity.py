@@ -1,0 +1,134 @@
+"""What this SGLang computes: its resolved arguments -> a description of the model, or the reason why there is none."""
+
+import json
+from typing import Any
+
+from kvlingua.common.errors import UnsupportedError
+from kvlingua.common.model import ModelDescription, describe_model
+from kvlingua.common.supported import SGLANG
+
+# Arguments that must have one of the given values, by name, and what is said otherwise: everything that changes KV, or
+# where it lies, or moves it too, and isn't understood here. Read from SGLang 0.5.23's whole list.
+_REQUIRED: tuple[tuple[str, tuple[object, ...], str], ...] = (
+    ("device", ("cpu",), "only the CPU is supported so far"),
+    ("disable_radix_cache", (False,), "SGLang's own prefix cache is disabled, and kvlingua loads through it"),
+    ("tp_size", (1,), "tensor parallelism isn't supported yet"),
+    ("pp_size", (1,), "pipeline parallelism isn't supported yet"),
+    ("enable_dp_attention", (False,), "attention data parallelism isn't supported yet"),
+    ("attn_dp_size", (1,), "attention data parallelism isn't supported yet"),
+    ("attn_cp_size", (1,), "context parallelism isn't supported yet"),
+    ("dcp_size", (1,), "context parallelism isn't supported yet"),
+    ("dwdp_size", (1,), "weights spread over data-parallel ranks aren't supported"),
+    ("enable_kv_cache_sharding", (False,), "a sharded KV cache isn't supported yet"),
+    ("elastic_ep_backend", (None,), "elastic expert parallelism isn't supported"),
+    ("enable_lora", (None, False), "LoRA isn't supported yet"),
+    ("lora_paths", (None, (), [], {}), "LoRA isn't supported yet"),
+    ("speculative_algorithm", (None,), "speculative decoding isn't supported yet"),
+    ("decoupled_spec_role", ("null",), "speculative decoding isn't supported yet"),
+    ("disaggregation_mode", ("null",), "prefill and decode on separate servers aren't supported yet"),
+    ("disaggregation_decode_retraction_backup", (None, "none", "cpu_tensor"), "a host pool isn't supported"),
+    ("enable_pd_role_switch", (False,), "prefill and decode on separate servers aren't supported yet"),
+    ("enable_pdmux", (False,), "multiplexed prefill and decode aren't supported"),
+    ("encoder_only", (False,), "encoder servers aren't supported"),
+    ("language_only", (False,), "encoder servers aren't supported"),
+    ("enable_hierarchical_cache", (False,), "HiCache moves the same KV; use one of the two"),
+    ("hicache_storage_backend", (None,), "HiCache moves the same KV; use one of the two"),
+    ("enable_unified_cache_external_linker", (False,), "a cache linker moves the same KV; use one of the two"),
+    ("enable_lmcache", (False,), "LMCache moves the same KV; use one of the two"),
+    ("enable_flexkv", (False,), "FlexKV moves the same KV; use one of the two"),
+    ("enable_hisparse", (False,), "sparse attention isn't supported yet"),
+    ("enable_page_major_kv_layout", (False,), "this layout of the KV cache isn't supported yet"),
+    ("enable_unified_memory", (False,), "memory shared among pools isn't supported"),
+    ("prefill_only_disable_kv_cache", (False,), "there is no KV cache"),
+    ("enable_mis", (False,), "multi-item scoring has masks of its own"),
+    ("dllm_algorithm", (None,), "diffusion models aren't supported"),
+    ("kt_weight_path", (None,), "KTransformers' weights aren't supported"),
+    ("enable_paged_experts", (False,), "paged experts aren't supported"),
+    ("model_config_parser", ("auto", "hf"), "only configurations in Hugging Face's format are supported"),
+    ("decrypted_config_file", (None, ""), "a configuration beside the model's own isn't supported"),
+    ("quantization_param_path", (None,), "scales of the KV cache aren't supported yet"),
+    ("modelopt_quant", (None,), "quantised weights aren't supported yet"),
+    ("quantize_and_serve", (False,), "quantised weights aren't supported yet"),
+    ("rl_quant_profile", (None,), "quantised weights aren't supported yet"),
+    ("weight_cache_mode", ("off",), "weights shared by a daemon can't be told from others"),
+    ("startup_weight_load_mode", ("serial",), "weights that are loaded later can't be told from others"),
+    ("checkpoint_engine_wait_weights_before_ready", (False,), "weights that come later can't be told from others"),
+    ("delete_ckpt_after_loading", (False,), "weight files that are deleted have no digest"),
+    ("kv_cache_dtype", ("auto", "bf16", "bfloat16"), "a KV cache of this type isn't supported yet"),
+    ("kv_canary", ("none",), "SGLang's canary writes into the KV cache"),
+    ("forward_hooks", (None, []), "hooks in the model may change what it computes"),
+    ("debug_tensor_dump_input_file", (None,), "the model's input is replaced by a file"),
+)
+
+# Attention over all tokens, on a CPU.
+_ATTENTION = ("TorchNativeAttnBackend", "IntelAMXAttnBackend")
+
+
+def describe(context: Any) -> ModelDescription:
+    """The model of a TreeCacheBuildContext. Raises UnsupportedError for what isn't proved to fit."""
+    from sglang.srt.arg_groups.overrides import resolution_result
+
+    _check_version()
+    arguments = context.server_args
+    check_arguments(arguments)
+    model, runner = context.model_config, context.tp_worker.model_runner
+    for name, wrong, reason in (
+        ("disable_radix_cache", context.params.disable, "SGLang's own prefix cache is disabled"),
+        ("sliding_window", context.is_hybrid_swa, "sliding-window attention isn't supported yet"),
+        ("hybrid", context.is_hybrid_ssm, "hybrid models with recurrent state aren't supported yet"),
+        ("mla", context.is_dsa or model.attention_arch.name != "MHA", "only MHA and GQA are supported so far"),
+        ("speculative", context.params.is_eagle, "speculative decoding isn't supported yet"),
+        ("pooling", not model.is_generation, "embedding and pooling models aren't supported"),
+        ("encoder_decoder", model.is_encoder_decoder, "encoder-decoder models aren't supported"),
+        ("multimodal", model.is_multimodal, "multimodal models aren't supported yet"),
+        ("merged_adapter", model.pointer_head is not None, "a checkpoint that is merged while loading isn't supported"),
+        ("model_code", not _is_own(runner.model), f"{type(runner.model).__name__} isn't SGLang's own implementation"),
+        ("attention", _attention(runner) not in _ATTENTION, f"{_attention(runner)} isn't known to be full attention"),
+    ):
+        if wrong:
+            raise UnsupportedError(name, reason)
+    # Kinds of rope for which --context-length matters (longrope, dynamic NTK) are refused by describe_model.
+    return describe_model(
+        model.model_path,
+        overrides=json.loads(resolution_result(arguments, "json_model_override_args", None) or "{}"),
+        compute_dtype=_name(model.dtype),
+        kv_dtype=_name(context.params.token_to_kv_pool_allocator.get_kvcache().dtype),
+        load_format=str(resolution_result(arguments, "load_format", None)),
+        quantization=model.quantization,
+        revision=model.revision,
+    )
+
+
+def check_arguments(arguments: Any) -> None:
+    """Raise UnsupportedError if SGLang's resolved ServerArgs ask for what isn't understood here."""
+    from sglang.srt.arg_groups.overrides import resolution_result
+
+    for name, allowed, reason in _REQUIRED:
+        value = resolution_result(arguments, name, None)
+        if not any(value == one for one in allowed):
+            raise UnsupportedError(name, f"{reason} (--{name.replace('_', '-')} is {_short(value)})")
+
+
+def _check_version() -> None:
+    import sglang
+
+    if not SGLANG.supports(sglang.__version__):
+        raise UnsupportedError("engine_version", SGLANG.refusal(sglang.__version__))
+
+
+def _is_own(model: object) -> bool:
+    return type(model).__module__.startswith("sglang.srt.models.")
+
+
+def _attention(runner: Any) -> str:
+    return type(runner.attn_backend).__name__
+
+
+def _name(dtype: object) -> str:
+    """`torch.float32` -> `float32`."""
+    return str(dtype).removeprefix("torch.")
+
+
+def _short(value: object) -> str:
+    text = repr(value)
+    return text if len(text) <= 60 else f"{text[:57]}..."

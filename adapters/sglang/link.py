@@ -1,0 +1,171 @@
+"""Between SGLang's radix cache and the store: what is promised, loaded and stored, for one scheduler process."""
+
+from __future__ import annotations
+
+import threading
+from array import array
+from typing import Any
+
+import torch
+
+from kvlingua.adapters.sglang.memo import Memo
+from kvlingua.adapters.sglang.views import blocks_of
+from kvlingua.common import log
+from kvlingua.common.cache import KVCache
+from kvlingua.common.errors import LoadError, UnsupportedError
+from kvlingua.common.fingerprint import FingerprintTask
+from kvlingua.common.guard import Guard
+from kvlingua.common.model import ModelDescription
+from kvlingua.common.namespace import Namespace
+from kvlingua.common.prefix import reusable_tokens
+from kvlingua.layouts.view import Pool
+
+
+class Link:
+    """`pool`: SGLang's live KV, in blocks of its page.
+
+    There is no cache until the weights' digest is known, and none any more once `switch_off` was called. None of the
+    methods raises: SGLang's scheduler calls them.
+    """
+
+    def __init__(self, cache: KVCache, description: ModelDescription, pool: Pool, guard: Guard) -> None:
+        self._cache = cache
+        self._description = description
+        self._pool = pool
+        self._guard = guard
+        self._namespace: Namespace | None = None
+        self._off: str | None = None
+        self._memos: dict[str, Memo] = {}
+        self._loads = cache.config.role != "producer"
+        self._stores = cache.config.role != "consumer"
+
+    def start(self) -> None:
+        """Find out the namespace in a thread of its own: the weights are read once per machine, which takes a while."""
+        work = ("start", None, self._identify)
+        threading.Thread(target=self._guard.run, args=work, name="kvlingua-start", daemon=True).start()
+
+    def switch_off(self, reason: str) -> None:
+        """No look-ups, loads and stores any more, until the engine is started anew."""
+        if self._off is None:
+            self._off = reason
+            log.logger.warning("kvlingua: off: %s", reason)
+
+    def promise(self, request: Any, tokens: array[int], limit: int, have: int) -> int:
+        """How many leading tokens of `tokens` the request may count on; 0 if that is no more than `have`.
+
+        have: what the engine has itself. limit: what it would take at most.
+        """
+        if not self._loads or self._active is None:
+            return 0
+        return self._guard.run("lookup", 0, self._promise, request, tokens, limit, have)
+
+    def load(self, request: Any, have: int, stop: int, slots: torch.Tensor) -> bool:
+        """Copy the tokens [have, stop) that were promised into the pool's rows `slots` [token].
+
+        False: nothing was written, and the engine must compute them.
+        """
+        if self._guard.promised("load", self._load, request, have, stop, slots):
+            return True
+        self.refuse(request, stop)
+        return False
+
+    def refuse(self, request: Any, stop: int) -> None:
+        """The promise of the first `stop` tokens can't be kept; it won't be made again for this request."""
+        if request.rid in self._memos:
+            self._memos[request.rid].refuse(stop)
+
+    def store(self, request: Any, up_to: int, row: torch.Tensor) -> None:
+        """Store the whole chunks of the prompt among the first `up_to` tokens.
+
+        row: the pool's rows in which their computed KV lies, [token].
+        """
+        if self._stores and self._active is not None:
+            self._guard.run("store", None, self._store, request, up_to, row)
+
+    def forget(self, rid: str | None = None) -> None:
+        """SGLang is done with the request, or with all of them."""
+        if rid is None:
+            self._memos.clear()
+        else:
+            self._memos.pop(rid, None)
+
+    @property
+    def _active(self) -> Namespace | None:
+        return None if self._off is not None else self._namespace
+
+    def _identify(self) -> None:
+        config = self._cache.config
+        task = FingerprintTask(self._description, config)
+        fingerprint = task.wait(None)
+        if fingerprint is None:
+            self.switch_off(str(task.error))
+            return
+        namespace = self._description.namespace(
+            fingerprint, chunk_tokens=config.chunk_tokens, layers_per_shard=config.layers_per_shard
+        )
+        self._namespace = namespace
+        if self._off is not None:
+            return
+        log.logger.info(
+            "kvlingua: on: SGLang, namespace %s, layout %s, page %d, store %s",
+            namespace.digest[:12],
+            self._pool.layout.name,
+            self._pool.page,
+            self._cache.describe(),
+        )
+        nearest = self._cache.nearest(namespace)
+        if nearest is not None:
+            log.logger.info("kvlingua: nearest other namespace in the store: %s", "; ".join(nearest[1]))
+
+    def _memo(self, request: Any) -> Memo:
+        memo = self._memos.get(request.rid)
+        if memo is None:
+            memo = self._memos[request.rid] = Memo.of(request)
+            if memo.reason is not None:
+                error = UnsupportedError(memo.reason, "the KV of such requests isn't a function of their token ids")
+                self._guard.refuse("request", error, "it passes through")
+        return memo
+
+    def _promise(self, request: Any, tokens: array[int], limit: int, have: int) -> int:
+        namespace, page = self._active, self._pool.page
+        memo = self._memo(request)
+        if namespace is None or memo.reason is not None:
+            return 0
+        length, chunk = len(tokens), namespace.chunk_tokens
+        most = min(reusable_tokens(length // chunk * chunk, length, page), limit // page * page)
+        if most <= have:
+            return 0
+        digests = memo.chain(tokens, chunk)
+        if memo.must_ask:
+            memo.answered(None)  # also if it fails: an error isn't asked for again at every step
+            memo.answered(self._cache.lookup(namespace, tokens, seed=memo.seed, digests=digests))
+        if memo.hit is None:
+            return 0
+        stop = min(reusable_tokens(memo.hit.tokens, length, page), most)
+        return stop if stop > have and stop not in memo.refused else 0
+
+    def _load(self, request: Any, have: int, stop: int, slots: torch.Tensor) -> None:
+        memo = self._memos.get(request.rid)
+        if self._active is None or memo is None or memo.hit is None or memo.hit.tokens < stop:
+            raise LoadError(f"what was promised, {stop} tokens, is known no more")
+        view = self._pool.view(blocks_of(slots, self._pool.page, have), have, stop)
+        self._cache.load(memo.hit, view, have, stop)
+        chunk = memo.hit.namespace.chunk_tokens
+        memo.stored = max(memo.stored, stop // chunk * chunk)
+
+    def _store(self, request: Any, up_to: int, row: torch.Tensor) -> None:
+        namespace, page = self._active, self._pool.page
+        memo = self._memo(request)
+        if namespace is None or memo.reason is not None:
+            return
+        prompt = request.origin_input_ids
+        start, stop = memo.stored, min(up_to, len(prompt))
+        stop -= stop % namespace.chunk_tokens
+        if stop <= start:
+            return
+        first = start - start % page
+        source = self._pool.view(blocks_of(row[first:stop], page, first), start, stop)
+        digests = memo.chain(prompt, namespace.chunk_tokens)
+        handle = self._cache.store(namespace, prompt, source, start, stop, seed=memo.seed, digests=digests)
+        if not handle.dropped:
+            memo.stored = stop

@@ -1,0 +1,38 @@
+"""The entry point: SGLang calls `register` in every process, before it reads its arguments.
+
+python -m sglang.launch_server --model-path MODEL --radix-cache-backend kvlingua
+"""
+
+from typing import Any
+
+BACKEND = "kvlingua"
+
+
+def register() -> None:
+    """Make `--radix-cache-backend kvlingua` known. May be called again; loads nothing else of kvlingua."""
+    try:
+        from sglang.srt.mem_cache.registry import get_radix_cache_factory, register_radix_cache_backend
+    except ModuleNotFoundError:  # an SGLang from before the registry: it has no flag to select us with either
+        return
+    if get_radix_cache_factory(BACKEND) is None:
+        register_radix_cache_backend(BACKEND, build_tree)
+
+
+def build_tree(context: Any) -> Any:
+    """The factory that SGLang calls in its scheduler process after loading the weights, with a TreeCacheBuildContext.
+
+    Returns SGLang's own choice where kvlingua is off, so that the engine runs as if the flag weren't there.
+    """
+    from sglang.srt.mem_cache.registry import create_unified_radix_cache, default_radix_cache_factory
+
+    from kvlingua.adapters.sglang.start import connect
+
+    link = connect(context)
+    if link is None:
+        return default_radix_cache_factory(context)
+
+    from kvlingua.adapters.sglang.radix_cache import KVLinguaRadixCache
+
+    cache = create_unified_radix_cache(context, cache_class=KVLinguaRadixCache)
+    cache.link = link
+    return cache

@@ -1,0 +1,91 @@
+"""SGLang's pool of KV, as a described Pool, and its token slots, as block numbers of that pool."""
+
+from __future__ import annotations
+
+from array import array
+from typing import Any
+
+import torch
+
+from kvlingua.common.errors import UnsupportedError
+from kvlingua.layouts.errors import LayoutError
+from kvlingua.layouts.formats import format
+from kvlingua.layouts.geometry import Geometry
+from kvlingua.layouts.memory import Buffer
+from kvlingua.layouts.view import Pool
+
+# Names of SGLang's tensor axes, slowest first, and the row they are said to be.
+_AXES = {
+    "nhd": ("sglang_nhd", ("token", "head", "dim")),  # [slot, head, dim]: a slot is a block and a token in it
+    "hnd": ("sglang_hnd", ("block", "head", "token", "dim")),  # [page, head, token, dim]
+}
+
+
+def describe_pool(kv: Any, geometry: Geometry, page: int) -> Pool:
+    """The live MHATokenToKVPool `kv` of a whole model, in blocks of `page` tokens.
+
+    What its tensors claim (shape, strides, type, place in their storage) is checked against the model and the row.
+    Raises UnsupportedError for a kind of pool that isn't known, LayoutError for claims that don't hold.
+    """
+    from sglang.srt.layers.quantization.fp4_kv_cache_quant_method import UnquantizedKVCacheMethod
+    from sglang.srt.mem_cache.memory_pool import MHATokenToKVPool
+
+    if type(kv) is not MHATokenToKVPool:
+        raise UnsupportedError("pool", f"a KV cache of kind {type(kv).__name__} isn't supported yet")
+    plain = type(kv.quant_method) is UnquantizedKVCacheMethod and kv.k_scale_buffer is None
+    if not plain or kv.dtype != kv.store_dtype:
+        raise UnsupportedError("kv_quantised", f"a KV cache of {kv.dtype} kept as {kv.store_dtype} isn't supported yet")
+    if kv.kv_cache_layout not in _AXES:
+        raise UnsupportedError("kv_layout", f"the KV cache's layout {kv.kv_cache_layout!r} isn't supported yet")
+    if kv.page_size != page:
+        raise UnsupportedError(
+            "page_size", f"pages of {kv.page_size} tokens in the pool, of {page} in the prefix cache"
+        )
+    layout, axes = _AXES[kv.kv_cache_layout]
+    rows = kv.size + kv.page_size
+    if rows % page or kv.start_layer != 0 or not len(kv.k_buffer) == len(kv.v_buffer) == geometry.layers:
+        raise LayoutError(
+            f"expected {geometry.layers} layers from layer 0 on in whole pages of {page} tokens, got "
+            f"{len(kv.k_buffer)} of K and {len(kv.v_buffer)} of V from layer {kv.start_layer} on, and {rows} rows"
+        )
+    tensors = [tensor for layer in zip(kv.k_buffer, kv.v_buffer, strict=True) for tensor in layer]
+    sizes = {"block": rows // page, "token": page if "block" in axes else rows, "head": geometry.kv_heads}
+    strides: dict[str, int] = {}
+    for index, tensor in enumerate(tensors):
+        plane = geometry.planes[index % 2]
+        expected = tuple((sizes | {"dim": plane.width})[axis] for axis in axes)
+        dtype = str(tensor.dtype).removeprefix("torch.")
+        if tuple(tensor.shape) != expected or dtype != geometry.dtype:
+            raise LayoutError(
+                f"expected {plane.name} of layer {index // 2} to be {expected} {geometry.dtype}, "
+                f"got {tuple(tensor.shape)} {dtype}"
+            )
+        claimed = dict(zip(axes, tensor.stride(), strict=True))
+        claimed.setdefault("block", claimed["token"] * page)
+        for axis, elements in claimed.items():
+            name, stride = f"{plane.name}.{axis}", elements * tensor.itemsize
+            if strides.setdefault(name, stride) != stride:
+                raise LayoutError(f"layers differ in their stride along {name}: {strides[name]} and {stride} bytes")
+    return format(layout).pool(
+        geometry,
+        geometry.full,
+        page=page,
+        blocks=rows // page,
+        buffers=[Buffer.of(tensor) for tensor in tensors],
+        strides=strides,
+    )
+
+
+def blocks_of(slots: torch.Tensor, page: int, before: int = 0) -> array[int]:
+    """The block table of a sequence whose tokens from position `before` on are in the pool's rows `slots` [token].
+
+    before: a multiple of `page`; entries for what lies before are 0 and not to be used. No token lies in page 0, where
+    SGLang lets padding go. Raises LayoutError unless each page's tokens lie in one page of the pool, in order.
+    """
+    count = len(slots)
+    slots = slots.to(torch.int64)
+    blocks = slots[::page] // page
+    expected = (blocks * page).repeat_interleave(page)[:count] + torch.arange(count) % page
+    if before % page or (count and int(blocks.min()) < 1) or not torch.equal(slots, expected):
+        raise LayoutError(f"the slots of tokens {before} to {before + count} are not whole pages of {page} tokens")
+    return array("q", bytes(8 * (before // page))) + array("q", blocks.tolist())
