@@ -1,0 +1,53 @@
+"""SGLang's real ServerArgs, resolved, against the adapter's list of what it understands."""
+
+import json
+import sys
+from typing import Any
+
+from sglang.srt.server_args import ServerArgs
+
+from kvlingua.adapters.sglang.identity import check_arguments
+from kvlingua.common.errors import UnsupportedError
+
+# Arguments in Python's spelling, and the argument that must be named in the refusal.
+CASES: dict[str, tuple[dict[str, Any], str]] = {
+    "tensor parallel": ({"tp_size": 2}, "--tp-size"),
+    "pipeline parallel": ({"pp_size": 2}, "--pp-size"),
+    "no radix cache": ({"disable_radix_cache": True}, "--disable-radix-cache"),
+    "another device": ({"device": "cuda"}, "--device"),
+    "LoRA": ({"enable_lora": True, "max_lora_rank": 8, "lora_target_modules": ["q_proj"]}, "--enable-lora"),
+    "HiCache": ({"enable_hierarchical_cache": True}, "--enable-hierarchical-cache"),
+    "LMCache": ({"enable_lmcache": True}, "--enable-lmcache"),
+    "speculation": ({"speculative_algorithm": "NGRAM"}, "--speculative-algorithm"),
+    "prefill server": ({"disaggregation_mode": "prefill"}, "--disaggregation-mode"),
+    "decode server": ({"disaggregation_mode": "decode"}, "--disaggregation-mode"),
+    "fp8 KV": ({"kv_cache_dtype": "fp8_e4m3"}, "--kv-cache-dtype"),
+    "late weights": ({"checkpoint_engine_wait_weights_before_ready": True}, "--checkpoint-engine-wait"),
+    "hooks in the model": ({"forward_hooks": [{"name": "x"}]}, "--forward-hooks"),
+}
+PLAIN = {"device": "cpu", "attention_backend": "torch_native", "max_total_tokens": 4096, "disable_cuda_graph": True}
+
+
+def outcome(model: str, changes: dict[str, Any]) -> str:
+    try:
+        arguments = ServerArgs(model_path=model, **(PLAIN | changes))
+        arguments.resolve_once()
+    except Exception as error:  # noqa: BLE001  SGLang refuses some combinations here by itself
+        return f"SGLang: {type(error).__name__}: {error}"
+    try:
+        check_arguments(arguments)
+    except UnsupportedError as error:
+        return str(error)
+    return "understood"
+
+
+def main() -> None:
+    model = sys.argv[1]
+    report = {"plain": outcome(model, {}), "cases": {}}
+    for name, (changes, named) in CASES.items():
+        report["cases"][name] = {"named": named, "outcome": outcome(model, changes)}
+    print(json.dumps(report))
+
+
+if __name__ == "__main__":
+    main()

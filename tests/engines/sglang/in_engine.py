@@ -1,0 +1,23 @@
+"""Runs a file with the Python that has SGLang, which is not pytest's, and gives back what it reports.
+
+Such a file checks what needs SGLang's classes but no running engine; it prints one JSON object as its last line.
+"""
+
+import json
+import subprocess
+from pathlib import Path
+from typing import Any
+
+from engines.launch import environment, python_of
+
+HERE = Path(__file__).parent
+
+
+def run(file: str, **settings: str) -> dict[str, Any]:
+    """The JSON that `file`, beside this one, prints. `settings`: further environment variables."""
+    command = [str(python_of("sglang")), str(HERE / file)]
+    variables = environment("sglang", {"OMP_NUM_THREADS": "1", **settings})
+    done = subprocess.run(command, env=variables, capture_output=True, text=True, timeout=240, check=False)
+    assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-4000:]
+    report: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
+    return report

@@ -1,0 +1,40 @@
+"""The adapter's views of SGLang's real pools, NHD rows and HND pages, and what it refuses to describe."""
+
+from typing import Any
+
+import pytest
+
+from tests.engines.sglang.in_engine import run
+
+pytestmark = pytest.mark.engine
+
+LAYOUTS = {"sglang_nhd": {}, "sglang_hnd": {"SGLANG_USE_HND_KVCACHE": "1"}}
+
+
+@pytest.fixture(scope="module", params=LAYOUTS)
+def report(request: pytest.FixtureRequest) -> dict[str, Any]:
+    return {"layout": request.param, **run("pools_process.py", **LAYOUTS[request.param])}
+
+
+def test_every_token_lies_where_sglang_has_it(report: dict[str, Any]) -> None:
+    right = {"layout": report["layout"], "written": True, "read": True, "untouched": True}
+    assert len(report["copies"]) == 6
+    assert report["copies"] == dict.fromkeys(report["copies"], right)
+
+
+def test_other_kinds_of_pool_are_refused_by_name(report: dict[str, Any]) -> None:
+    for name, kind in {"mla": "MLATokenToKVPool", "fp4": "MHATokenToKVPoolFP4", "swa": "SWAKVPool"}.items():
+        assert report["refused"][name] == f"UnsupportedError: a KV cache of kind {kind} isn't supported yet"
+    assert "float8" in report["refused"]["fp8"]
+
+
+def test_claims_that_do_not_fit_the_model_are_refused(report: dict[str, Any]) -> None:
+    claims = ("part of the layers", "other heads", "other dim", "other dtype", "transposed", "one layer elsewhere")
+    assert {report["refused"][name].partition(":")[0] for name in claims} == {"LayoutError"}
+    assert report["asymmetric"].startswith("LayoutError: expected v of layer 0")
+    assert report["other page"].startswith("UnsupportedError: pages of 16 tokens in the pool, of 64")
+
+
+def test_slots_that_are_not_whole_pages_are_refused(report: dict[str, Any]) -> None:
+    assert len(report["slots"]) == 4
+    assert all(error.startswith("LayoutError: the slots of tokens 0 to ") for error in report["slots"].values())
