@@ -7,7 +7,7 @@ from itertools import groupby
 
 from kvlingua.common import log
 from kvlingua.common.errors import ContainerError, LoadError, StoreError, StoreTimeout
-from kvlingua.common.guard import reason_of
+from kvlingua.common.guard import REPEAT_S, reason_of
 from kvlingua.common.hit import Hit
 from kvlingua.common.keys import object_key
 from kvlingua.common.running import Running
@@ -132,9 +132,13 @@ def _read(running: Running, hit: Hit, pieces: Sequence[_Piece]) -> None:
 
 
 def _remove(running: Running, damaged: dict[str, ContainerError]) -> None:
+    by_reason: dict[str, list[str]] = {}
     for key, error in damaged.items():
         running.counts.corrupt(error.reason)
-        log.once(f"damaged {key}", logging.WARNING, f"removed a damaged object ({error.reason}), {key}: {error}")
+        by_reason.setdefault(error.reason, []).append(f"{key}: {error}")
+    for reason, those in by_reason.items():
+        message = f"{len(those)} damaged objects are removed ({reason}), such as {those[0]}"
+        log.once(f"damaged {reason}", logging.WARNING, message, every_s=REPEAT_S)
     try:
         running.store.delete_many(list(damaged))
     except StoreError as error:

@@ -2,8 +2,8 @@
 
     python fuse_server.py MOUNT BEHIND      mounts, prints "ready", serves until it is killed
 
-Speaks the kernel's FUSE protocol (linux/fuse.h, version 7.31) over /dev/fuse directly, so no library is needed. For tests: one
-request after the other, no links, no devices.
+Speaks the kernel's FUSE protocol (linux/fuse.h, version 7.31) over /dev/fuse directly, so no library is needed. For
+tests: one request after the other, no links, no devices.
 """
 
 import ctypes

@@ -1,7 +1,7 @@
 """A folder that really hangs: a FUSE file system over another folder, whose server can be stopped and continued.
 
-While it is frozen, every system call on the folder blocks in the kernel, as on a network file system whose server is gone. The
-process that makes the call can still be killed, and can exit. Needs only Linux's /dev/fuse and the right to mount (root).
+While it is frozen, every system call on the folder blocks in the kernel, as on a network file system whose server is
+gone. The process that makes the call can still be killed, and can exit. Needs /dev/fuse and the right to mount (root).
 
     with hanging_folder(tmp_path) as folder:
         ... use folder.path ...
