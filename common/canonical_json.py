@@ -15,6 +15,7 @@ from typing import Any, TypeAlias
 JSONObject: TypeAlias = Mapping[str, Any]
 
 MAX_DEPTH = 32
+MAX_INTEGER = 1 << 53  # up to here every integer is a double
 _STRUCTURE = re.compile(rb'"(?:[^"\\]++|\\.)*+"?|[\[\]{}]', re.DOTALL)
 
 
@@ -129,10 +130,12 @@ def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     return found
 
 
-def _integer(text: str) -> int:
+def _integer(text: str) -> int | float:
     if len(text) > 400:  # the largest double has 309 digits
         raise ValueError("an integer beyond what a double can hold")
-    value = int(text)
+    value, double = int(text), float(text)
+    if abs(value) > MAX_INTEGER and number(double) == text:
+        return double  # the shortest form of a large double looks like an integer
     _exact_double(value)
     return value
 
