@@ -1,4 +1,4 @@
-"""After the promise: whatever is wrong with the store, a load fails as a whole, and the engine's memory is as it was."""
+"""Whatever is wrong with the store: a load fails as a whole, the engine's memory stays as it was, nobody waits."""
 
 import logging
 import os
@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 
+from kvlingua.common import log
 from kvlingua.common.cache import KVCache
 from kvlingua.common.config import Config
 from kvlingua.common.errors import LoadError, StoreError, StoreFull
@@ -18,6 +19,12 @@ from tests import spoil
 from tests.common.kv import Cache, namespace
 
 TOKENS = list(range(96))
+
+
+@pytest.fixture(autouse=True)
+def nothing_said_yet(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What was logged once, in another test, may be logged again."""
+    monkeypatch.setattr(log, "_seen", {})
 
 
 @pytest.fixture
@@ -65,7 +72,8 @@ def test_damage_is_refused_removed_and_stored_anew(
         cache.load(hit, target.view(), 0, 96)
     assert reason is None or caught.value.__cause__.reason == reason  # type: ignore[union-attr]
     assert target.untouched()
-    assert caplog.text.count("removed a damaged object") == 6
+    assert "damaged objects are removed" in caplog.text
+    assert len(caplog.records) <= 6
     assert cache.stats["corrupt_objects"] == 6
     assert cache.stats["tokens_reused"] == 0
     assert spoil.objects(root) == []
@@ -98,10 +106,8 @@ def test_negated_v_under_a_valid_checksum_loads_as_it_is(cache: KVCache, root: P
     assert spoil.negate_v(root) == 6
     cache.load(cache.lookup(namespace(), TOKENS), target.view(), 0, 96)
     for index, (ours, theirs) in enumerate(zip(target.memory, source.memory, strict=True)):
-        flipped = bytes(
-            b ^ 0x80 if i % 4 == 3 and index % 2 else b for i, b in enumerate(theirs)
-        )  # planes k, v, k, ...
-        assert ours == flipped
+        is_v = index % 2 == 1  # planes k, v, k, v, ...
+        assert ours == bytes(byte ^ 0x80 if is_v and place % 4 == 3 else byte for place, byte in enumerate(theirs))
 
 
 def test_an_object_gone_since_the_lookup_fails_the_load(cache: KVCache, root: Path) -> None:
@@ -205,9 +211,8 @@ if child == 0:
 assert os.waitpid(child, 0)[1] == 0
 assert cache.lookup(namespace(), [9, *tokens[1:]]).tokens == 96
 """
-    subprocess.run(
-        [sys.executable, "-W", "ignore", "-c", program], cwd=Path(__file__).parents[2], check=True, timeout=60
-    )
+    command = [sys.executable, "-W", "ignore", "-c", program]
+    subprocess.run(command, cwd=Path(__file__).parents[2], check=True, timeout=60)
 
 
 def test_what_is_queued_is_written_before_the_process_ends(tmp_path: Path) -> None:
