@@ -28,7 +28,8 @@ class HuggingFace:
             kvlingua.hf.attach(self.model, self._cache)
         self._computed = 0
         self._first_forward = False
-        self.model.register_forward_pre_hook(self._count, with_kwargs=True)
+        if not launch.cache:  # kvlingua counts forwards itself, and passes by a model with hooks that aren't known to it
+            self.model.register_forward_pre_hook(self._count, with_kwargs=True)
 
     def generate(self, asks: Sequence[Ask]) -> Reply:
         start, computed, answers = time.monotonic(), self._computed, []
@@ -74,6 +75,8 @@ class HuggingFace:
             **ask.options,
         )
         last = self.model.kvlingua.last if self._cache is not None else None
+        if last is not None:
+            self._computed += last.computed
         return Answer(
             tokens=output[0, len(ask.prompt) :].tolist(),
             prompt_tokens=len(ask.prompt),
