@@ -28,7 +28,7 @@ class HuggingFace:
             kvlingua.hf.attach(self.model, self._cache)
         self._computed = 0
         self._first_forward = False
-        if not launch.cache:  # kvlingua counts forwards itself, and passes by a model with hooks that aren't known to it
+        if not launch.cache:  # kvlingua counts itself, and passes by a model with hooks of others
             self.model.register_forward_pre_hook(self._count, with_kwargs=True)
 
     def generate(self, asks: Sequence[Ask]) -> Reply:
