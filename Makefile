@@ -12,7 +12,7 @@ DEPS := $(VENV)/.deps-$(PLACE)
 INSTALLED := $(VENV)/.installed-$(PLACE)
 NATIVE := CMakeLists.txt $(wildcard csrc/*.cpp csrc/*.h)
 # Sources beside the package that are typed as strictly.
-TYPED := $(patsubst %/__init__.py,%,$(wildcard engines/__init__.py demo/__init__.py benchmarks/__init__.py matrix/__init__.py))
+TYPED := $(patsubst %/__init__.py,%,$(wildcard engines/__init__.py demo/__init__.py benchmarks/__init__.py matrix/__init__.py)) $(wildcard benchmarks/*.py)
 FORMATTED := $(wildcard csrc/*.cpp csrc/*.h)
 
 # Two makes at once in one clone wait for each other where there is flock; the second then finds its work done.
@@ -35,7 +35,7 @@ _setup: $(INSTALLED)
 
 $(DEPS): requirements-dev.txt
 	@$(PYTHON) -c 'import sys; sys.exit(0 if sys.version_info >= (3, 11) else "kvlingua needs Python 3.11 or newer, %s is %s; name another: make PYTHON=python3.12" % (sys.executable, sys.version.split()[0]))'
-	@echo "setup: installing what requirements-dev.txt names into $(VENV)"
+	@echo "setup: installing what requirements-dev.txt names into $(VENV) (PyTorch is the largest part; this takes minutes)"
 	@test -e $@ || $(PYTHON) -m venv --clear $(VENV)
 	@$(PY) -m pip install -qq --requirement requirements-dev.txt
 	@touch $@

@@ -137,10 +137,9 @@ class Environment:
             BuildError: it exits with something else than 0; the message ends with the log's last lines.
         """
         environment = {k: v for k, v in os.environ.items() if k not in FOREIGN} | self.recipe.environment
-        # pip unpacks where there was space, not in a /tmp that may be small.
-        environment |= {"TMPDIR": str(self.folder / "tmp"), "PIP_DISABLE_PIP_VERSION_CHECK": "1", "PIP_NO_INPUT": "1"}
-        if not (self.folder / "tmp").is_dir():
-            del environment["TMPDIR"]
+        environment |= {"PIP_DISABLE_PIP_VERSION_CHECK": "1", "PIP_NO_INPUT": "1"}
+        if (self.folder / "tmp").is_dir():  # pip unpacks where the space was checked, not in a /tmp that may be small
+            environment["TMPDIR"] = str(self.folder / "tmp")
         with self.log.open("a", encoding="utf-8") as log:
             log.write(f"$ {' '.join(command)}\n")
             log.flush()
@@ -149,11 +148,9 @@ class Environment:
             ).returncode
         if status:
             lines = self.log.read_text(encoding="utf-8", errors="replace").splitlines()
-            raise BuildError(
-                "\n".join(
-                    [f"{self.recipe.engine}: a step failed with exit status {status}:", *lines[-15:], self._advice()]
-                )
-            )
+            last = [line for line in lines if not line.startswith("WARNING:")][-12:]
+            said = f"{self.recipe.engine}: a step failed with exit status {status}; the log ends with"
+            raise BuildError("\n".join([said, *last, self._advice()]))
 
     def _advice(self) -> str:
         return (

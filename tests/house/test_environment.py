@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from engines.environment import MARKER, BuildError, Environment, clean
+from engines.lock import locked
 from engines.recipe import Recipe, Step
 
 
@@ -140,6 +141,29 @@ def test_a_killed_builder_leaves_no_lock(tmp_path: Path, standins: Path) -> None
         process.kill()
         builder.join()
     assert environment.ready
+
+
+def test_a_lock_whose_file_was_removed_is_taken_again(tmp_path: Path) -> None:
+    """The one that waits gets the lock on a file which the one before it has removed; a third must not get in."""
+    path = tmp_path / "lock"
+    inside: list[str] = []
+
+    def second() -> None:
+        with locked(path):
+            inside.append("second in")
+            time.sleep(0.5)
+            inside.append("second out")
+
+    waiter = threading.Thread(target=second)
+    with locked(path):
+        waiter.start()
+        time.sleep(0.2)
+        path.unlink()
+    time.sleep(0.2)
+    with locked(path):
+        inside.append("third in")
+    waiter.join()
+    assert inside == ["second in", "second out", "third in"]
 
 
 def test_clean_removes_every_digest(tmp_path: Path, standins: Path) -> None:
