@@ -7,7 +7,7 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 
-from demo.documents import LENGTH, LONGEST, SHORTEST
+from demo.documents import LENGTH, LONGEST, QUESTIONS, SHORTEST
 from demo.job import run
 from demo.table import table
 from engines.drivers.driver import DriverError
@@ -24,7 +24,8 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument(
         "--engines",
         default=",".join(known),
-        help="which engines, in which order; the first one reads the document (default: %(default)s)",
+        help="which engines, in which order; the first one reads the document; a single one runs twice, as two "
+        "processes (default: %(default)s)",
     )
     parser.add_argument(
         "--store", help="URL of the store to share, e.g. file:///var/cache/kv (default: a fresh folder)"
@@ -37,6 +38,12 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     unknown = [name for name in options.engines if name not in known]
     if unknown or not options.engines:
         parser.error(f"--engines takes a list of {', '.join(known)}, not {', '.join(unknown) or 'nothing'}")
+    if len(options.engines) == 1:
+        options.engines *= 2
+    if len(options.engines) > QUESTIONS:
+        parser.error(f"--engines takes at most {QUESTIONS}, one for each question")
+    if options.store and not options.store.startswith("file:///"):
+        parser.error(f"--store takes a store that processes share, file:///folder, not {options.store}")
     if not SHORTEST <= options.tokens <= LONGEST:
         parser.error(f"--tokens must be from {SHORTEST} to {LONGEST}, not {options.tokens}")
     return options

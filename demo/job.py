@@ -1,14 +1,17 @@
 """The main job: one engine reads a document and answers; each of the others answers from what the first has stored."""
 
 import secrets
+import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from urllib.parse import urlsplit
 
 from demo.documents import Document, Question, make_document, unseen_document
 from demo.model.vocabulary import WORDS
-from engines.drivers.driver import Driver
+from engines.drivers.driver import Driver, DriverError
 from engines.drivers.protocol import Ask, Reply
+from kvlingua.common.chain import chain_digests
 from kvlingua.common.prefix import reusable_tokens
 
 MODEL = Path(__file__).resolve().parent / "model" / "weights"
@@ -17,6 +20,7 @@ PAGES: Mapping[str, int] = {"hf": 1, "vllm": 32, "sglang": 16}
 CHUNK_TOKENS = 64
 ANSWER_TOKENS = 1  # the model answers with one word
 WARM_UP_TOKENS = 200
+STORE_SECONDS = 30.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,11 +81,11 @@ def run(
             page=PAGES[engine],
         ) as driver:
             say(f"{engine}: ready; reading an unseen document, then the shared one")
-            rows.append(_ask(driver, document, question, first=not rows))
+            rows.append(_ask(driver, store, document, question, first=not rows))
     return rows
 
 
-def _ask(driver: Driver, document: Document, question: Question, *, first: bool) -> Row:
+def _ask(driver: Driver, store: str, document: Document, question: Question, *, first: bool) -> Row:
     # Other texts in every run, so that a store that is kept doesn't make the cold run warm.
     unseen = secrets.randbelow(1 << 30)
     warm_up = unseen_document(unseen, WARM_UP_TOKENS, questions=1)
@@ -91,7 +95,7 @@ def _ask(driver: Driver, document: Document, question: Question, *, first: bool)
     reply = _generate(driver, document, question)
     chunks = len(document.ids) // CHUNK_TOKENS
     if first:
-        driver.wait_objects(chunks)
+        _wait_stored(Path(urlsplit(store).path), chain_digests(document.ids, CHUNK_TOKENS))
     answer = reply.answers[0]
     return Row(
         engine=driver.engine,
@@ -110,3 +114,16 @@ def _ask(driver: Driver, document: Document, question: Question, *, first: bool)
 
 def _generate(driver: Driver, document: Document, question: Question) -> Reply:
     return driver.generate(Ask(document.prompt(question), max_tokens=ANSWER_TOKENS))
+
+
+def _wait_stored(folder: Path, digests: Sequence[bytes]) -> None:
+    """Waits until every chunk of these digests is visible to other processes. Raises DriverError after a while."""
+    end = time.monotonic() + STORE_SECONDS
+    while True:
+        stored = {path.name.partition("-")[0] for path in folder.rglob("*.safetensors")}
+        missing = [digest for digest in digests if digest.hex() not in stored]
+        if not missing:
+            return
+        if time.monotonic() > end:
+            raise DriverError(f"{len(missing)} of {len(digests)} chunks aren't in {folder} after {STORE_SECONDS:g} s")
+        time.sleep(0.05)
