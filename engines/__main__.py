@@ -3,7 +3,7 @@
 import argparse
 import sys
 
-from engines.environment import BuildError, Environment, clean, default_root
+from engines.environment import BuildError, Environment, check_free_space, clean, default_root
 from engines.launch import python_of
 from engines.progress import say
 from engines.recipe import Recipe, RecipeError, names
@@ -25,7 +25,9 @@ def main(arguments: list[str] | None = None) -> int:
     given = parser.parse_args(arguments)
     try:
         if given.command == "build":
-            for environment in [Environment(Recipe.named(name), default_root()) for name in given.engine or names()]:
+            environments = [Environment(Recipe.named(name), default_root()) for name in given.engine or names()]
+            check_free_space(environments)
+            for environment in environments:
                 environment.build()
         elif given.command == "path":
             say(str(python_of(given.engine)))

@@ -10,6 +10,7 @@ import shutil
 import subprocess
 import sys
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -75,7 +76,7 @@ class Environment:
         if self.folder.exists():
             say(f"{self.recipe.engine}: {self.folder} is incomplete, removing it")
             shutil.rmtree(self.folder)
-        self._check_free_space()
+        check_free_space([self])
         say(f"{self.recipe.engine} {self.recipe.version}: building {self.folder} (log: {self.log})")
         start = time.monotonic()
         try:
@@ -85,16 +86,6 @@ class Environment:
             if not self.ready:
                 shutil.rmtree(self.folder, ignore_errors=True)
         say(f"{self.recipe.engine} {self.recipe.version}: ready after {time.monotonic() - start:.0f} s")
-
-    def _check_free_space(self) -> None:
-        self.root.mkdir(parents=True, exist_ok=True)
-        free_gb = shutil.disk_usage(self.root).free / 1e9
-        if free_gb < self.recipe.disk_gb:
-            raise BuildError(
-                f"{self.recipe.engine}: not enough space in {self.root}: {free_gb:.1f} GB free, "
-                f"{self.recipe.disk_gb:.1f} GB needed. Free some, or set XDG_CACHE_HOME to a folder on a larger disk. "
-                "Without this engine the rest works: make demo ENGINES=hf"
-            )
 
     def _run_steps(self) -> None:
         self.log.write_text("", encoding="utf-8")
@@ -166,6 +157,27 @@ class Environment:
         temporary = marker.with_suffix(".tmp")
         temporary.write_text(text + "\n", encoding="utf-8")
         temporary.rename(marker)
+
+
+def check_free_space(environments: Sequence[Environment]) -> None:
+    """Before a byte is downloaded: is there room in the cache folder for those of `environments` that are missing?
+
+    Raises:
+        BuildError: there isn't; the message says how much is there and how much is needed.
+    """
+    missing = [environment for environment in environments if not environment.ready]
+    if not missing:
+        return
+    engines = ", ".join(environment.recipe.engine for environment in missing)
+    needed_gb = sum(environment.recipe.disk_gb for environment in missing)
+    root = missing[0].root
+    root.mkdir(parents=True, exist_ok=True)
+    free_gb = shutil.disk_usage(root).free / 1e9
+    if free_gb < needed_gb:
+        raise BuildError(
+            f"{engines}: not enough space in {root}: {free_gb:.1f} GB free, {needed_gb:.1f} GB needed. Free some, or set "
+            "XDG_CACHE_HOME to a folder on a larger disk. Without this the rest works: make demo ENGINES=hf"
+        )
 
 
 def clean(root: Path) -> None:

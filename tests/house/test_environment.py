@@ -1,5 +1,6 @@
 """Building environments, with recipes that install nothing: real virtual environments, real processes."""
 
+import shutil
 import subprocess
 import sys
 import threading
@@ -9,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from engines.environment import MARKER, BuildError, Environment, clean
+from engines.environment import MARKER, BuildError, Environment, check_free_space, clean
 from engines.lock import locked
 from engines.recipe import Recipe, Step
 
@@ -77,6 +78,18 @@ def test_too_little_space_is_said_with_numbers(tmp_path: Path, standins: Path) -
     with pytest.raises(BuildError, match=r"toy: not enough space in .*root: \d+\.\d GB free, 1000000000\.0 GB needed"):
         environment.build()
     assert not environment.folder.exists()
+
+
+def test_space_is_checked_for_all_that_is_missing_together(tmp_path: Path, standins: Path) -> None:
+    free_gb = shutil.disk_usage(tmp_path).free / 1e9
+    first, second = (
+        Environment(recipe(standins, smoke=smoke, disk_gb=free_gb * 0.7), tmp_path) for smoke in ("pass", "import this")
+    )
+    check_free_space([first])
+    with pytest.raises(BuildError, match="toy, toy: not enough space"):
+        check_free_space([first, second])
+    first.build()
+    check_free_space([first, second])
 
 
 def test_a_failed_step_shows_the_log_and_the_way_out(tmp_path: Path, standins: Path) -> None:
