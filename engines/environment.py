@@ -175,8 +175,8 @@ def check_free_space(environments: Sequence[Environment]) -> None:
     free_gb = shutil.disk_usage(root).free / 1e9
     if free_gb < needed_gb:
         raise BuildError(
-            f"{engines}: not enough space in {root}: {free_gb:.1f} GB free, {needed_gb:.1f} GB needed. Free some, or set "
-            "XDG_CACHE_HOME to a folder on a larger disk. Without this the rest works: make demo ENGINES=hf"
+            f"{engines}: not enough space in {root}: {free_gb:.1f} GB free, {needed_gb:.1f} GB needed. Free some, or "
+            "set XDG_CACHE_HOME to a folder on a larger disk. Without this the rest works: make demo ENGINES=hf"
         )
 
 
