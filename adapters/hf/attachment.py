@@ -70,6 +70,7 @@ class Attachment:
         self._shadowed: Callable[..., Any] | None = vars(model).get("generate")
         self._original: Callable[..., Any] = model.generate
         self._counter = ForwardCounter(model)
+        self._told_nearest: Namespace | None = None
         self._attached = True
         model.generate = Generate(self, self._original)
         model.kvlingua = self
@@ -118,6 +119,9 @@ class Attachment:
         self.last = LastCall(call.prompt.width, call.reused, count.computed)
         if self.cache.config.role != "consumer":
             self._guard.run("store", None, self._store, call)
+        if not any(hit.tokens for hit in call.hits) and self._told_nearest != call.namespace:
+            self._told_nearest = call.namespace
+            self._guard.run("nearest", None, self._tell_nearest, call.namespace)
         return result
 
     def _prepare(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[_Call | None, str | None]:
@@ -200,6 +204,17 @@ class Attachment:
             if hit.tokens + call.namespace.chunk_tokens <= len(tokens):
                 view = row_pool(call.namespace, layers, row).view([0], pad + hit.tokens, prompt.width)
                 self.cache.store(call.namespace, tokens, view, hit.tokens, len(tokens))
+
+    def _tell_nearest(self, namespace: Namespace) -> None:
+        """Once, when nothing hits: which other namespace the store holds, and what would have to be equal."""
+        nearest = self.cache.nearest(namespace)
+        if nearest is not None:
+            other, differences = nearest
+            log.logger.info(
+                "nothing of this prompt is stored for this model; the nearest other namespace is %s: %s",
+                other.digest[:12],
+                "; ".join(differences),
+            )
 
     def __deepcopy__(self, memo: dict[int, Any]) -> "Attachment":
         """A copy of the model isn't attached: its weights may go their own way. Its handle is one that has been

@@ -120,11 +120,13 @@ def test_an_override_in_from_pretrained(attached: Attached, folder: Path) -> Non
     assert not other.kvlingua.namespace.fingerprint.startswith("memory:")
 
 
-def test_another_dtype(attached: Attached) -> None:
+def test_another_dtype(attached: Attached, caplog: pytest.LogCaptureFixture) -> None:
     ids = prompt(40)
     single, half = attached(), attached(dtype=torch.bfloat16)
     warm(single, ids)
-    warm(half, ids)
+    with caplog.at_level("INFO", "kvlingua"):
+        warm(half, ids)
+    assert "kv_dtype: bfloat16 here, float32 there" in caplog.text
     assert half.kvlingua.last.reused == 0
     assert half.kvlingua.namespace.fingerprint == single.kvlingua.namespace.fingerprint
     assert any("kv_dtype" in line for line in half.kvlingua.namespace.differences(single.kvlingua.namespace))
