@@ -98,7 +98,7 @@ def _ask(driver: Driver, store: str, document: Document, question: Question, *, 
         _wait_stored(Path(urlsplit(store).path), chain_digests(document.ids, CHUNK_TOKENS))
     answer = reply.answers[0]
     return Row(
-        engine=driver.engine,
+        engine=driver.name,
         version=driver.ready.version,
         prompt=answer.prompt_tokens,
         reused=reply.reused,
