@@ -79,7 +79,11 @@ class Account:
                 os.unlink(name, dir_fd=folder)
                 _write_total(usage, max(0, self._total(folders, usage) - nbytes))
             else:
-                os.rename(name, final, src_dir_fd=folder, dst_dir_fd=folder)
+                try:
+                    os.rename(name, final, src_dir_fd=folder, dst_dir_fd=folder)
+                except IsADirectoryError:
+                    path = folders.root_path / namespace / final
+                    raise StoreError(f"{path} is a folder where an object should be; remove it") from None
         temporary.forget(name)
 
     def remove(self, folders: OpenFolders, namespace: str, names: list[str]) -> None:

@@ -20,17 +20,18 @@ REPEAT_S = 60.0  # the same trouble is logged again at most this often
 
 
 class Guard:
-    """Catches, counts and logs for one adapter ("hf", "vllm", "sglang")."""
+    """Catches, counts and logs for one adapter ("hf", "vllm", "sglang"). `consequence`: what `run` says follows."""
 
-    def __init__(self, adapter: str) -> None:
+    def __init__(self, adapter: str, consequence: str = "treated as a miss") -> None:
         self.adapter = adapter
+        self._consequence = consequence
 
     def run(self, what: str, default: T, function: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
         """`function(...)`, or `default` if it raises. `what` names the work in the log line: "lookup", "store"."""
         try:
             return function(*args, **kwargs)
         except Exception as error:
-            self.refuse(what, error, "treated as a miss")
+            self.refuse(what, error, self._consequence)
             return default
 
     def promised(self, what: str, function: Callable[P, object], *args: P.args, **kwargs: P.kwargs) -> bool:

@@ -17,7 +17,7 @@ class WriteQueue:
 
     def __init__(self, name: str) -> None:
         self._name = name
-        self._guard = Guard("cache")
+        self._guard = Guard("cache", "given up")
         self._jobs: deque[tuple[str, Callable[[], None]]] = deque()
         self._changed = threading.Condition()
         self._thread: threading.Thread | None = None
