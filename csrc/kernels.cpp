@@ -8,12 +8,20 @@
 namespace kvl {
 namespace {
 
-void rows(char* dst, int64_t dst_stride, const char* src, int64_t src_stride, int64_t count, int64_t bytes,
-          int64_t ahead) {
-    for (int64_t i = 0; i < count; ++i, dst += dst_stride, src += src_stride) {
-        __builtin_prefetch(reinterpret_cast<const char*>(reinterpret_cast<intptr_t>(src) + ahead));
-        std::memcpy(dst, src, static_cast<size_t>(bytes));
-    }
+// An address beside the memory at hand: made of integers, since it may lie in another allocation.
+const char* beside(const char* p, int64_t distance) {
+    return reinterpret_cast<const char*>(reinterpret_cast<intptr_t>(p) + distance);
+}
+
+void rows(char* dst, const char* src, const Axis* loops, int64_t bytes, int64_t ahead) {
+    const Axis &x = loops[0], &y = loops[1], &z = loops[2];
+    for (int64_t i = 0; i < x.size; ++i)
+        for (int64_t j = 0; j < y.size; ++j)
+            for (int64_t k = 0; k < z.size; ++k) {
+                const char* from = src + i * x.source + j * y.source + k * z.source;
+                __builtin_prefetch(beside(from, ahead));
+                std::memcpy(dst + i * x.target + j * y.target + k * z.target, from, static_cast<size_t>(bytes));
+            }
 }
 
 template <typename T>

@@ -6,16 +6,19 @@
 
 namespace kvl {
 
+// One loop: `size` steps of so many bytes on each side.
+struct Axis {
+    int64_t size, source, target;
+};
+
 struct Kernels {
     const char* name;
 
-    // Copies `count` rows of `bytes` each, row i from src + i * src_stride to dst + i * dst_stride. What lies `ahead`
-    // bytes from each row's source is fetched into the cache: the same row of the run that comes next.
-    void (*rows)(char* dst, int64_t dst_stride, const char* src, int64_t src_stride, int64_t count, int64_t bytes,
-                 int64_t ahead);
+    // Copies rows of `bytes` each, for all steps of three loops, slowest first. What lies `ahead` bytes from each row's
+    // source is fetched into the cache: the same row of a run that comes later.
+    void (*rows)(char* dst, const char* src, const Axis* loops, int64_t bytes, int64_t ahead);
     // The same for outputs larger than the cache: whole lines of the target are written past it.
-    void (*stream_rows)(char* dst, int64_t dst_stride, const char* src, int64_t src_stride, int64_t count,
-                        int64_t bytes, int64_t ahead);
+    void (*stream_rows)(char* dst, const char* src, const Axis* loops, int64_t bytes, int64_t ahead);
 
     // Moves element [r, c] from src + r * src_stride + c * itemsize to dst + c * dst_stride + r * itemsize, for
     // elements of 2 and of 4 bytes; rows and cols are counts. `stream` as above.

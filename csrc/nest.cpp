@@ -50,26 +50,21 @@ Nest::Nest(const Axis (&axes)[kAxes], int64_t itemsize, const Kernels& kernels, 
             }
         }
     }
-    if (!transpose_ && depth) rows_ = loop[--depth];
-    for (int i = 0; i < depth; ++i) outer_[3 - depth + i] = loop[i];
+    const int end = transpose_ ? 2 : 3;
+    for (int i = 0; i < depth; ++i) loops_[end - depth + i] = loop[i];
 }
 
 void Nest::run(char* target, const char* source, int64_t ahead) const {
-    for (int64_t i = 0; i < outer_[0].size; ++i)
-        for (int64_t j = 0; j < outer_[1].size; ++j)
-            for (int64_t k = 0; k < outer_[2].size; ++k)
-                inner(target + i * outer_[0].target + j * outer_[1].target + k * outer_[2].target,
-                      source + i * outer_[0].source + j * outer_[1].source + k * outer_[2].source, ahead);
-}
-
-void Nest::inner(char* target, const char* source, int64_t ahead) const {
-    if (transpose_) {
-        const auto kernel = itemsize_ == 2 ? kernels_->transpose2 : kernels_->transpose4;
-        kernel(target, cols_.target, source, rows_.source, rows_.size, cols_.size, ahead, stream_);
-    } else {
-        const auto kernel = stream_ ? kernels_->stream_rows : kernels_->rows;
-        kernel(target, rows_.target, source, rows_.source, rows_.size, row_bytes_, ahead);
+    if (!transpose_) {
+        (stream_ ? kernels_->stream_rows : kernels_->rows)(target, source, loops_, row_bytes_, ahead);
+        return;
     }
+    const auto kernel = itemsize_ == 2 ? kernels_->transpose2 : kernels_->transpose4;
+    for (int64_t i = 0; i < loops_[0].size; ++i)
+        for (int64_t j = 0; j < loops_[1].size; ++j)
+            kernel(target + i * loops_[0].target + j * loops_[1].target, cols_.target,
+                   source + i * loops_[0].source + j * loops_[1].source, rows_.source, rows_.size, cols_.size, ahead,
+                   stream_);
 }
 
 }  // namespace kvl

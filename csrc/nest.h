@@ -8,11 +8,6 @@
 
 namespace kvl {
 
-// One loop: `size` steps of so many bytes on each side.
-struct Axis {
-    int64_t size, source, target;
-};
-
 // A run is a block of elements, at most plane x head x token x dim. Its axes are sorted in the source's order and
 // joined where both sides allow it; what remains is a copy of rows, or a transposition, inside at most two loops.
 class Nest {
@@ -26,16 +21,14 @@ class Nest {
     void run(char* target, const char* source, int64_t ahead) const;
 
   private:
-    void inner(char* target, const char* source, int64_t ahead) const;
-
     const Kernels* kernels_ = nullptr;
     bool stream_ = false;
     bool transpose_ = false;
     int64_t itemsize_ = 0;
-    int64_t row_bytes_ = 0;  // of a row copy
-    Axis rows_{1, 0, 0};     // the loop over rows; of a transposition the axis that is contiguous in the target
-    Axis cols_{1, 0, 0};     // of a transposition: the axis that is contiguous in the source
-    Axis outer_[3] = {{1, 0, 0}, {1, 0, 0}, {1, 0, 0}};  // slowest first
+    int64_t row_bytes_ = 0;                              // of a row copy
+    Axis loops_[3] = {{1, 0, 0}, {1, 0, 0}, {1, 0, 0}};  // slowest first; a transposition has the first two
+    Axis rows_{1, 0, 0};  // of a transposition: the axis that is contiguous in the target
+    Axis cols_{1, 0, 0};  // of a transposition: the axis that is contiguous in the source
 };
 
 }  // namespace kvl

@@ -7,6 +7,8 @@
 
 namespace {
 
+using kvl::Axis;
+
 // A vector type has kBytes and:
 //   load, store, stream      unaligned load and store, and a store past the cache (aligned)
 //   gather(p, step)          kBytes / 16 pieces of 16 bytes from p, p + step, ...
@@ -139,36 +141,47 @@ void transpose(char* dst, int64_t dst_stride, const char* src, int64_t src_strid
         transpose_tiles<Wide, kItem, false>(dst, dst_stride, src, src_stride, rows, cols, ahead);
 }
 
-// Rows in vectors; the rest of a row, shorter than one, by memcpy.
-template <class V>
-void rows(char* dst, int64_t dst_stride, const char* src, int64_t src_stride, int64_t count, int64_t bytes,
-          int64_t ahead) {
-    const int64_t whole = bytes - bytes % 64;
-    for (int64_t n = 0; n < count; ++n, dst += dst_stride, src += src_stride) {
-        for (int64_t i = 0; i < whole; i += 64) {
-            _mm_prefetch(beside(src + i, ahead), _MM_HINT_T0);
-            for (int64_t j = 0; j < 64; j += V::kBytes) V::store(dst + i + j, V::load(src + i + j));
-        }
-        if (whole < bytes) __builtin_memcpy(dst + whole, src + whole, static_cast<size_t>(bytes - whole));
+template <class V, bool kStream>
+inline void copy_lines(char* dst, const char* src, int64_t bytes, int64_t ahead) {
+    for (int64_t i = 0; i < bytes; i += 64) {
+        _mm_prefetch(beside(src + i, ahead), _MM_HINT_T0);
+        for (int64_t j = 0; j < 64; j += V::kBytes) put<V, kStream>(dst + i + j, V::load(src + i + j));
     }
 }
 
+// Rows in lines of 64 bytes; what is shorter than one by memcpy.
+template <class V, bool kStream, bool kAligned>
+inline void copy_rows(char* dst, const char* src, const Axis* loops, int64_t bytes, int64_t ahead) {
+    const Axis &x = loops[0], &y = loops[1], &z = loops[2];
+    for (int64_t i = 0; i < x.size; ++i)
+        for (int64_t j = 0; j < y.size; ++j)
+            for (int64_t k = 0; k < z.size; ++k) {
+                char* to = dst + i * x.target + j * y.target + k * z.target;
+                const char* from = src + i * x.source + j * y.source + k * z.source;
+                const int64_t head = kAligned || !kStream ? 0 : -reinterpret_cast<intptr_t>(to) & 63;
+                const int64_t lines = (bytes - head) & ~int64_t{63};
+                if (!kAligned && head) __builtin_memcpy(to, from, static_cast<size_t>(head));
+                copy_lines<V, kStream>(to + head, from + head, lines, ahead);
+                const int64_t done = head + lines;
+                if (!kAligned && done < bytes)
+                    __builtin_memcpy(to + done, from + done, static_cast<size_t>(bytes - done));
+            }
+}
+
 template <class V>
-void stream_rows(char* dst, int64_t dst_stride, const char* src, int64_t src_stride, int64_t count, int64_t bytes,
-                 int64_t ahead) {
-    const bool aligned = ((reinterpret_cast<intptr_t>(dst) | dst_stride | bytes) & 63) == 0;
-    // Short rows that share lines with their neighbours would write each line in pieces, which is slow past the cache.
-    if (!aligned && bytes < 512) return rows<V>(dst, dst_stride, src, src_stride, count, bytes, ahead);
-    for (int64_t n = 0; n < count; ++n, dst += dst_stride, src += src_stride) {
-        const int64_t head = aligned ? 0 : -reinterpret_cast<intptr_t>(dst) & 63;
-        const int64_t end = head + (bytes - head) / 64 * 64;
-        if (head) __builtin_memcpy(dst, src, static_cast<size_t>(head));
-        for (int64_t i = head; i < end; i += 64) {
-            _mm_prefetch(beside(src + i, ahead), _MM_HINT_T0);
-            for (int64_t j = 0; j < 64; j += V::kBytes) V::stream(dst + i + j, V::load(src + i + j));
-        }
-        if (end < bytes) __builtin_memcpy(dst + end, src + end, static_cast<size_t>(bytes - end));
-    }
+void rows(char* dst, const char* src, const Axis* loops, int64_t bytes, int64_t ahead) {
+    copy_rows<V, false, false>(dst, src, loops, bytes, ahead);
+}
+
+template <class V>
+void stream_rows(char* dst, const char* src, const Axis* loops, int64_t bytes, int64_t ahead) {
+    const int64_t odd = reinterpret_cast<intptr_t>(dst) | loops[0].target | loops[1].target | loops[2].target | bytes;
+    if ((odd & 63) == 0)
+        copy_rows<V, true, true>(dst, src, loops, bytes, ahead);
+    else if (bytes >= 512)
+        copy_rows<V, true, false>(dst, src, loops, bytes, ahead);
+    else  // short rows that share lines with their neighbours: past the cache each line would be written in pieces
+        copy_rows<V, false, false>(dst, src, loops, bytes, ahead);
 }
 
 }  // namespace
