@@ -154,7 +154,7 @@ def _check(values: Mapping[str, Any]) -> None:
 
 
 def _leaves(name: str, value: Any) -> list[tuple[str, str]]:
-    if isinstance(value, dict) and value:
+    if isinstance(value, dict) and (value or "." not in name):
         return [leaf for key in value for leaf in _leaves(f"{name}.{key}" if name else key, value[key])]
     text = canonical_json.encode(value, max_bytes=MAX_NAMESPACE_BYTES).decode()
     return [(name, value if isinstance(value, str) else text)]
