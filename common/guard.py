@@ -57,7 +57,8 @@ def reason_of(error: BaseException) -> str:
     """A short code for metrics: the error's own, or its class in snake case ("store_timeout")."""
     if isinstance(error, (UnsupportedError, ContainerError)):
         return error.reason
-    return re.sub(r"(?<=[a-z0-9])(?=[A-Z])", "_", type(error).__name__).lower().removesuffix("_error")
+    name = type(error).__name__.removesuffix("Error") or "Error"
+    return re.sub(r"(?<=[a-z0-9])(?=[A-Z])", "_", name).lower()
 
 
 def capture(function: Callable[[], T]) -> Callable[[], T]:

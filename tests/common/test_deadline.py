@@ -1,0 +1,130 @@
+"""The threads behind the facade: calls with a deadline, the write queue, and the memory they use."""
+
+import threading
+import time
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from kvlingua.common.deadline import DeadlineWorker
+from kvlingua.common.errors import StoreError, StoreTimeout
+from kvlingua.common.scratch import ScratchPool
+from kvlingua.common.write_queue import WriteQueue
+
+
+def fail(error: Exception) -> None:
+    raise error
+
+
+def test_a_call_gives_its_value_or_raises_its_error() -> None:
+    worker = DeadlineWorker("test")
+    assert worker.call("sum", lambda: 1 + 1, 10) == 2
+    with pytest.raises(ZeroDivisionError):
+        worker.call("sum", lambda: 1 / 0, 10)
+    assert worker.call("name", lambda: threading.current_thread().name, 10) == "test"
+    worker.close()
+    with pytest.raises(StoreError, match="closed"):
+        worker.call("sum", lambda: 1, 10)
+
+
+def test_a_stuck_call_fails_all_until_it_returns() -> None:
+    worker, release = DeadlineWorker("test"), threading.Event()
+    with pytest.raises(StoreTimeout, match=r"didn't finish a read within 0\.05 s"):
+        worker.call("read", lambda: release.wait(30), 0.05)
+    assert worker.hanging
+    began = time.monotonic()
+    for _ in range(1000):
+        with pytest.raises(StoreTimeout, match="a read hasn't returned"):
+            worker.call("write", lambda: 1, 10)
+    assert time.monotonic() - began < 5
+    assert sum(thread.name == "test" for thread in threading.enumerate()) == 1
+    release.set()
+    deadline = time.monotonic() + 10
+    while worker.hanging:
+        assert time.monotonic() < deadline
+        time.sleep(0.005)
+    assert worker.call("sum", lambda: 3, 10) == 3
+    worker.close()
+
+
+def test_a_call_behind_a_long_one_times_out_alone() -> None:
+    worker, release, started = DeadlineWorker("test"), threading.Event(), threading.Event()
+    ran: list[str] = []
+
+    def long() -> None:
+        started.set()
+        release.wait(30)
+
+    caller = threading.Thread(target=lambda: worker.call("load", long, 30))
+    caller.start()
+    assert started.wait(10)
+    with pytest.raises(StoreTimeout):
+        worker.call("lookup", lambda: ran.append("late"), 0.05)
+    assert not worker.hanging  # the long call is within its own deadline
+    release.set()
+    caller.join(10)
+    assert worker.call("sum", lambda: 1, 10) == 1
+    assert ran == [], "a call that its caller gave up was made"
+    worker.close()
+
+
+def test_jobs_are_done_in_order_and_errors_stop_none() -> None:
+    queue, done = WriteQueue("test"), []
+    for number in range(50):
+        assert queue.submit("store", lambda number=number: done.append(number))  # type: ignore[misc]
+        assert queue.submit("store", lambda: fail(ZeroDivisionError()))
+    assert queue.flush(10)
+    assert done == list(range(50))
+    assert queue.close(1)
+    assert not queue.submit("store", lambda: None)
+
+
+def test_flush_and_close_wait_no_longer_than_told() -> None:
+    queue, release = WriteQueue("test"), threading.Event()
+    queue.submit("store", lambda: release.wait(30) and None)
+    queue.submit("store", lambda: fail(AssertionError("given up")))
+    began = time.monotonic()
+    assert not queue.flush(0.05)
+    assert not queue.close(0.05)
+    assert time.monotonic() - began < 5
+    release.set()
+    assert queue.flush(10)
+
+
+def test_jobs_without_memory_are_bounded_by_number() -> None:
+    queue, release = WriteQueue("test"), threading.Event()
+    queue.submit("store", lambda: release.wait(30) and None)
+    taken = sum(queue.submit("touch", lambda: None) for _ in range(10_000))
+    assert 1000 < taken < 10_000
+    release.set()
+    assert queue.flush(30)
+    assert queue.close(1)
+
+
+@given(st.lists(st.tuples(st.integers(1, 50_000), st.booleans(), st.booleans()), max_size=40))
+def test_scratch_memory_stays_within_its_bound(steps: list[tuple[int, bool, bool]]) -> None:
+    bound = 1 << 16
+    pool, held = ScratchPool(bound), []
+    for nbytes, give_back, stuck in steps:
+        room = pool.available()
+        piece = pool.acquire(nbytes)
+        if piece is None:
+            assert room < nbytes or room < 2 * nbytes
+        else:
+            assert len(piece) >= nbytes
+            assert all(piece is not other for other in held)
+            held.append(piece)
+        assert sum(map(len, held)) <= bound
+        if give_back and held:
+            (pool.abandon if stuck else pool.release)(held.pop(0))
+    assert pool.available() == bound - sum(map(len, held))
+
+
+def test_scratch_memory_is_used_again() -> None:
+    pool = ScratchPool(1 << 20)
+    piece = pool.acquire(100_000)
+    assert piece is not None
+    pool.release(piece)
+    assert pool.acquire(90_000) is piece
+    assert pool.acquire(1 << 20) is None
