@@ -9,6 +9,7 @@ from vllm.model_executor.layers.attention_layer_base import AttentionLayerBase
 
 from kvlingua.adapters.vllm.identity import describe
 from kvlingua.adapters.vllm.metadata import StepOrders, StepResult, WorkerReady
+from kvlingua.adapters.vllm.process_cache import acquire, release
 from kvlingua.adapters.vllm.scheduler_side import SchedulerSide
 from kvlingua.adapters.vllm.switch import Switch, say_off
 from kvlingua.adapters.vllm.weights import on_reload
@@ -50,7 +51,7 @@ class KVLinguaConnector(KVConnectorBase_V1, SupportsHMA):
                 say_off(error.reason, str(error))
             return
         page = self._vllm_config.cache_config.block_size
-        self._cache = KVCache.open(config)
+        self._cache = acquire(config)
         if role == KVConnectorRole.WORKER:
             self._worker = WorkerSide(self._cache, self._guard, description.geometry, self._kv_cache_config, page)
             on_reload(self._worker.weights_change)
@@ -149,5 +150,4 @@ class KVLinguaConnector(KVConnectorBase_V1, SupportsHMA):
         """What was just stored becomes visible, if that takes no longer than a few seconds."""
         if self._cache is not None:
             cache, self._cache = self._cache, None
-            self._guard.run("flush", False, cache.flush, FLUSH_SECONDS)
-            self._guard.run("close", None, cache.close)
+            self._guard.run("close", False, release, cache, FLUSH_SECONDS)
