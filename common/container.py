@@ -109,8 +109,16 @@ class Container:
                     raise ContainerError("checksum", f"plane {plane} is damaged in {shard}: its checksum doesn't fit")
 
     def _verify_header(self, head: memoryview) -> None:
+        self._position(head)
         if self._template.value(head, "header_checksum") != self._template.checksum(head).encode():
             raise ContainerError("checksum", "the header is damaged: its checksum doesn't fit")
+
+    def _position(self, head: memoryview) -> int:
+        """The chunk's first token, from a header that fits the template."""
+        digits = self._template.value(head, "first_token")
+        if not digits.isdigit() or int(digits) % self.namespace.chunk_tokens:  # of bytes: the ten ASCII digits only
+            raise ContainerError("header", f"{digits!r} is not where a chunk of {self.namespace.chunk_tokens} begins")
+        return int(digits)
 
 
 @dataclass(frozen=True)
@@ -145,15 +153,12 @@ def parse_header(head: bytes | memoryview, size: int) -> ParsedHeader:
         raise ContainerError("header", "the header is not the one that follows from what the object says it holds")
     container._verify_header(head)
     try:
-        chain, first_token = bytes.fromhex(metadata["chain"]), int(metadata["first_token"])
+        chain = bytes.fromhex(metadata["chain"])
     except ValueError:
-        raise ContainerError("header", "the chain digest or the token position is not a number") from None
-    fixed = chain.hex() + f"{first_token:0{POSITION_DIGITS}d}"
-    if len(chain) != DIGEST_BYTES or fixed != metadata["chain"] + metadata["first_token"]:
-        raise ContainerError("header", "the chain digest or the token position is not in its fixed form")
-    if first_token % namespace.chunk_tokens:
-        raise ContainerError("header", f"token {first_token} begins no chunk of {namespace.chunk_tokens}")
-    return ParsedHeader(container, chain, first_token)
+        chain = b""
+    if len(chain) != DIGEST_BYTES or chain.hex() != metadata["chain"]:
+        raise ContainerError("header", f"the chain digest is not {2 * DIGEST_BYTES} hexadecimal digits")
+    return ParsedHeader(container, chain, container._position(head))
 
 
 def _metadata(text: memoryview) -> dict[str, str]:

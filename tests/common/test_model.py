@@ -1,0 +1,329 @@
+"""What an engine runs, read from disk: the same whichever engine asks, or a clear refusal."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import transformers
+
+from kvlingua.common.architectures import ARCHITECTURES
+from kvlingua.common.errors import UnsupportedError
+from kvlingua.common.model import IGNORED_FIELDS, ModelDescription, describe_model
+from tests.common.samples import LLAMA, model_folder
+
+MISSING = object()
+
+
+def describe(path: Path, **options: Any) -> ModelDescription:
+    return describe_model(path, **({"compute_dtype": "float32", "kv_dtype": "float32"} | options))
+
+
+def changed(**changes: Any) -> dict[str, Any]:
+    """Llama's configuration with changes; MISSING takes a field out."""
+    return {key: value for key, value in (LLAMA | changes).items() if value is not MISSING}
+
+
+def digest(path: Path, config: dict[str, Any] | None = None, **options: Any) -> str:
+    return describe(model_folder(path, config), **options).namespace("ab" * 32, chunk_tokens=64).digest
+
+
+@pytest.mark.parametrize("model_type", ARCHITECTURES)
+def test_families_as_transformers_saves_them(model_type: str, tmp_path: Path) -> None:
+    """The geometry is that of the cache which transformers itself fills, from the configuration as it saves it."""
+    import torch
+
+    sizes = {"num_hidden_layers": 2, "num_attention_heads": 4, "num_key_value_heads": 2, "hidden_size": 128}
+    if model_type == "gptj":
+        sizes = {"n_layer": 2, "n_head": 4, "n_embd": 128, "rotary_dim": 16}
+    if model_type == "mistral":
+        sizes["sliding_window"] = None
+    tokens = {"bos_token_id": 1, "eos_token_id": 2, "pad_token_id": 0}
+    config = transformers.CONFIG_MAPPING[model_type](**sizes, **tokens, intermediate_size=64, vocab_size=32)
+    model = transformers.AutoModelForCausalLM.from_config(config).eval()
+    model.save_pretrained(tmp_path)
+    geometry = describe(tmp_path).geometry
+    cache = transformers.DynamicCache()
+    with torch.no_grad():
+        model(torch.tensor([[3, 4, 5]]), past_key_values=cache)
+    assert len(cache.layers) == geometry.layers
+    for layer in cache.layers:
+        assert tuple(layer.keys.shape) == (1, geometry.kv_heads, 3, geometry.planes[0].width)
+        assert tuple(layer.values.shape) == (1, geometry.kv_heads, 3, geometry.planes[1].width)
+
+
+@pytest.mark.parametrize("model_type", [name for name, row in ARCHITECTURES.items() if row.theta is None])
+def test_the_rotated_width_is_that_of_transformers(model_type: str, tmp_path: Path) -> None:
+    config = transformers.CONFIG_MAPPING[model_type](
+        architectures=list(ARCHITECTURES[model_type].classes[:1]),
+        **({"sliding_window": None} if model_type == "mistral" else {}),
+    )
+    config.save_pretrained(tmp_path)
+    (tmp_path / "model.safetensors").write_bytes(b"weights")
+    state = describe(tmp_path).rope
+    head_dim = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
+    assert state["rotary_dim"] == int(head_dim * config.rope_parameters.get("partial_rotary_factor", 1.0))
+    assert state["theta"] == config.rope_parameters["rope_theta"]
+
+
+def test_description_of_a_llama(tmp_path: Path) -> None:
+    found = describe(model_folder(tmp_path), kv_dtype="bfloat16", compute_dtype="bfloat16")
+    assert (found.geometry.layers, found.geometry.kv_heads, found.geometry.dtype) == (2, 4, "bfloat16")
+    assert [plane.width for plane in found.geometry.planes] == [32, 32]
+    assert found.rope == {"type": "default", "theta": 10000.0, "rotary_dim": 32}
+    assert found.rope_order == "half"
+    assert dict(found.weight_files) == {"model.safetensors": tmp_path / "model.safetensors"}
+    assert not found.config.keys() & IGNORED_FIELDS
+    namespace = found.namespace("ab" * 32, chunk_tokens=64)
+    assert (namespace.heads_per_shard, namespace.layers_per_shard) == (1, 2)
+
+
+def test_fields_that_cannot_change_kv_do_not_matter(tmp_path: Path) -> None:
+    ignored = dict.fromkeys(IGNORED_FIELDS, "something")
+    assert digest(tmp_path / "a") == digest(tmp_path / "b", changed(**ignored))
+    assert digest(tmp_path / "c", overrides=ignored) == digest(tmp_path / "a")
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"rms_norm_eps": 1e-5},
+        {"rope_parameters": {"rope_type": "default", "rope_theta": 500000.0}},
+        {"rope_parameters": {"rope_type": "linear", "rope_theta": 10000.0, "factor": 2.0}},
+        {"max_position_embeddings": 4096},
+        {"hidden_act": "gelu"},
+        {"head_dim": 64},
+        {"something_new": 1},
+    ],
+    ids=str,
+)
+def test_a_changed_configuration_is_another_namespace(change: dict[str, Any], tmp_path: Path) -> None:
+    unchanged, options = digest(tmp_path / "a"), {"compute_dtype": "bfloat16", "kv_dtype": "bfloat16"}
+    assert digest(tmp_path / "b") == unchanged  # another folder of the same is the same
+    assert digest(tmp_path / "c", changed(**change)) != unchanged
+    assert digest(tmp_path / "d", overrides=change) != unchanged
+    assert digest(tmp_path / "e", **options) != unchanged
+
+
+def test_both_spellings_of_rope_agree(tmp_path: Path) -> None:
+    scaling = {"factor": 8.0, "low_freq_factor": 1, "high_freq_factor": 4, "original_max_position_embeddings": 8192}
+    new = changed(rope_parameters={"rope_type": "llama3", "rope_theta": 5e5, **scaling})
+    old = changed(rope_parameters=MISSING, rope_theta=5e5, rope_scaling={"rope_type": "llama3", **scaling})
+    older = changed(rope_parameters=MISSING, rope_theta=500000, rope_scaling={"type": "llama3", **scaling})
+    both = new | {"rope_theta": 5e5, "rope_scaling": None}
+    digests = {digest(tmp_path / str(number), config) for number, config in enumerate((new, old, older, both))}
+    assert len(digests) == 1
+
+
+def test_yarn_with_and_without_its_defaults_agree(tmp_path: Path) -> None:
+    yarn = {"rope_type": "yarn", "rope_theta": 1e4, "factor": 4.0, "original_max_position_embeddings": 512}
+    spelled = yarn | {"beta_fast": 32, "beta_slow": 1.0, "attention_factor": None}
+    one, two = (digest(tmp_path / name, changed(rope_parameters=rope)) for name, rope in (("a", yarn), ("b", spelled)))
+    assert one == two
+
+
+def test_an_override_that_repeats_the_file_is_none(tmp_path: Path) -> None:
+    same = {"rms_norm_eps": 0.000001, "num_hidden_layers": 2, "rope_parameters": LLAMA["rope_parameters"]}
+    assert digest(tmp_path / "a", overrides=same) == digest(tmp_path / "b")
+    assert describe(model_folder(tmp_path / "c"), overrides={"num_hidden_layers": 1}).geometry.layers == 1
+
+
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
+        ({"rope_theta": 5e5}, "override rope_parameters as a whole"),
+        ({"rope_scaling": {"rope_type": "linear", "factor": 2.0}}, "override rope_parameters as a whole"),
+        ({"rope_parameters": {"rope_theta": 5e5}}, "must repeat all of its keys: rope_type, rope_theta"),
+        ({"rope_parameters": None}, "must repeat all of its keys"),
+        ({"a": float("nan")}, "can't be written as JSON"),
+        ({"a": object()}, "can't be written as JSON"),
+        ({"sliding_window": 512}, "sliding window of 512"),
+    ],
+    ids=str,
+)
+def test_overrides_that_engines_may_take_differently_are_refused(
+    overrides: dict[str, Any], message: str, tmp_path: Path
+) -> None:
+    with pytest.raises(UnsupportedError, match=message):
+        describe(model_folder(tmp_path), overrides=overrides)
+
+
+@pytest.mark.parametrize(
+    ("change", "reason"),
+    [
+        ({"model_type": "deepseek_v3"}, "model_type"),
+        ({"model_type": MISSING}, "model_type"),
+        ({"model_type": ["llama"]}, "model_type"),
+        ({"architectures": ["LlamaForSequenceClassification"]}, "model_type"),
+        ({"architectures": MISSING}, "model_type"),
+        ({"quantization_config": {"bits": 4}}, "model_feature"),
+        ({"auto_map": {"AutoModel": "modeling.Mine"}}, "model_feature"),
+        ({"kv_lora_rank": 512}, "model_feature"),
+        ({"is_causal": False}, "model_feature"),
+        ({"sliding_window": 4096}, "sliding_window"),
+        ({"layer_types": ["full_attention", "sliding_attention"]}, "hybrid"),
+        ({"layer_types": "full_attention"}, "hybrid"),
+        ({"rope_parameters": {"rope_type": "dynamic", "rope_theta": 1e4, "factor": 2.0}}, "rope"),
+        ({"rope_parameters": {"rope_type": "longrope", "rope_theta": 1e4}}, "rope"),
+        ({"rope_parameters": {"rope_type": "yarn", "rope_theta": 1e4, "factor": 4.0}}, "rope"),
+        ({"rope_parameters": {"rope_type": "default"}}, "rope"),
+        ({"rope_parameters": {"rope_type": "default", "type": "linear", "rope_theta": 1e4}}, "rope"),
+        ({"rope_parameters": {"rope_type": "default", "rope_theta": 1e4, "mrope_section": [1, 2]}}, "rope"),
+        ({"rope_parameters": {"rope_type": "default", "rope_theta": 1e4, "truncate": True}}, "rope"),
+        ({"rope_parameters": {"rope_type": "default", "rope_theta": True}}, "rope"),
+        ({"rope_parameters": {"rope_type": "default", "rope_theta": "10000"}}, "rope"),
+        ({"rope_parameters": {"rope_type": "default", "rope_theta": -1}}, "rope"),
+        ({"rope_parameters": {"full_attention": {"rope_theta": 1e4}}}, "rope"),
+        ({"rope_parameters": "default"}, "rope"),
+        ({"rope_theta": 5e5}, "rope"),
+        ({"rope_scaling": {"rope_type": "linear", "factor": 2}}, "rope"),
+        ({"rope_parameters": MISSING}, "rope"),
+        ({"partial_rotary_factor": 0.5}, "rope"),
+        ({"rotary_dim": 16}, "rope"),
+        ({"rotary_pct": 0.5}, "rope"),
+        ({"num_hidden_layers": MISSING}, "config"),
+        ({"num_hidden_layers": 2.0}, "config"),
+        ({"num_hidden_layers": True}, "config"),
+        ({"num_attention_heads": 0}, "config"),
+        ({"hidden_size": 1 << 30}, "config"),
+        ({"hidden_size": 250}, "head_dim"),
+        ({"num_key_value_heads": 3}, "kv_heads"),
+        ({"large": (1 << 53) + 1}, "model_files"),
+    ],
+    ids=str,
+)
+def test_what_is_not_proved_is_refused(change: dict[str, Any], reason: str, tmp_path: Path) -> None:
+    describe(model_folder(tmp_path))
+    with pytest.raises(UnsupportedError) as refused:
+        describe(model_folder(tmp_path, changed(**change)))
+    assert refused.value.reason == reason
+    assert "\n" not in str(refused.value)
+
+
+@pytest.mark.parametrize(
+    ("model_type", "change", "reason"),
+    [
+        ("mistral", {"sliding_window": MISSING}, "model_feature"),
+        ("mistral", {"sliding_window": 4096}, "model_feature"),
+        ("mistral", {"num_key_value_heads": MISSING}, "config"),
+        ("qwen2", {"use_sliding_window": True, "sliding_window": 4096}, "model_feature"),
+        ("qwen2", {"head_dim": 64}, "head_dim"),
+        ("qwen3", {"head_dim": MISSING}, "config"),
+        ("phi", {"qk_layernorm": True}, "model_feature"),
+        ("phi", {"rope_parameters": {"rope_type": "linear", "rope_theta": 1e4, "factor": 2.0}}, "rope"),
+        ("glm", {"partial_rotary_factor": 0.03}, "rope"),
+        ("gptj", {"rotary_dim": None}, "rope"),
+        ("gptj", {"rope_theta": 1e4}, "rope"),
+    ],
+    ids=str,
+)
+def test_what_is_not_proved_of_a_family_is_refused(
+    model_type: str, change: dict[str, Any], reason: str, tmp_path: Path
+) -> None:
+    own = {
+        "mistral": {"sliding_window": None},
+        "qwen3": {"head_dim": 32},
+        "glm": {"head_dim": 32},
+        "gptj": {"n_embd": 256, "n_head": 8, "n_layer": 2, "rotary_dim": 16, "rope_parameters": MISSING},
+    }.get(model_type, {})
+    base = {"model_type": model_type, "architectures": list(ARCHITECTURES[model_type].classes[:1])} | own
+    describe(model_folder(tmp_path, changed(**base)))
+    with pytest.raises(UnsupportedError) as refused:
+        describe(model_folder(tmp_path, changed(**(base | change))))
+    assert refused.value.reason == reason
+
+
+@pytest.mark.parametrize(
+    ("options", "reason"),
+    [
+        ({"load_format": "dummy"}, "dummy_weights"),
+        ({"load_format": "gguf"}, "load_format"),
+        ({"quantization": "fp8"}, "quantization"),
+        ({"compute_dtype": "float8_e4m3fn"}, "dtype"),
+        ({"kv_dtype": "fp8"}, "dtype"),
+    ],
+    ids=str,
+)
+def test_how_it_is_run_is_refused(options: dict[str, Any], reason: str, tmp_path: Path) -> None:
+    with pytest.raises(UnsupportedError) as refused:
+        describe(model_folder(tmp_path), **options)
+    assert refused.value.reason == reason
+
+
+def indexed(path: Path, names: object, *present: str) -> Path:
+    """A folder with an index that names files, and the files that are there."""
+    (model_folder(path) / "model.safetensors").unlink()
+    (path / "model.safetensors.index.json").write_text(json.dumps({"weight_map": names}))
+    for name in present:
+        (path / name).write_bytes(name.encode())
+    return path
+
+
+def test_the_files_an_index_names(tmp_path: Path) -> None:
+    names = ["model-00001-of-00002.safetensors", "model-00002-of-00002.safetensors"]
+    path = indexed(tmp_path, {"a": names[1], "b": names[0], "c": names[1]}, *names)
+    assert list(describe(path).weight_files) == names
+
+
+@pytest.mark.parametrize(
+    ("names", "present"),
+    [
+        ({"a": "one.safetensors"}, []),
+        ({"a": "one.safetensors"}, ["one.safetensors", "two.safetensors"]),
+        ({"a": "one.safetensors"}, ["one.safetensors", "model.safetensors"]),
+        ({"a": "../one.safetensors"}, ["one.safetensors"]),
+        ({"a": "one.bin"}, ["one.bin"]),
+        ({"a": 1}, []),
+        ({}, []),
+        ([], []),
+    ],
+    ids=str,
+)
+def test_ambiguous_weight_files_are_refused(names: object, present: list[str], tmp_path: Path) -> None:
+    with pytest.raises(UnsupportedError) as refused:
+        describe(indexed(tmp_path, names, *present))
+    assert refused.value.reason == "weight_files"
+
+
+def test_folders_that_are_no_models_are_refused(tmp_path: Path) -> None:
+    path = model_folder(tmp_path / "model")
+    (path / "adapter_config.json").write_text("{}")
+    with pytest.raises(UnsupportedError, match="adapter"):
+        describe(path)
+    (path / "adapter_config.json").unlink()
+    (path / "model.safetensors").rename(path / "pytorch_model.bin")
+    with pytest.raises(UnsupportedError, match="only safetensors"):
+        describe(path)
+    for text in (b"", b"[]", b"\xff", b'{"a":' * 1000, b'{"a":NaN}', b" " * (5 << 20)):
+        (path / "config.json").write_bytes(text)
+        with pytest.raises(UnsupportedError) as refused:
+            describe(path)
+        assert refused.value.reason == "model_files"
+    (path / "config.json").unlink()
+    with pytest.raises(UnsupportedError, match="can't be read"):
+        describe(path)
+    for nowhere in (tmp_path / "absent", "", "no/such-model"):
+        with pytest.raises(UnsupportedError, match="neither a folder nor in the local hub cache"):
+            describe(Path(nowhere) if nowhere else nowhere)  # type: ignore[arg-type]
+
+
+def test_a_hub_id_agrees_with_its_snapshot(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As the hub lays it out: names that link to blobs, found without the network."""
+    import huggingface_hub.constants
+
+    repository, commit = tmp_path / "models--some--model", "0" * 40
+    snapshot, plain = repository / "snapshots" / commit, model_folder(tmp_path / "plain")
+    (repository / "blobs").mkdir(parents=True)
+    snapshot.mkdir(parents=True)
+    for number, name in enumerate(("config.json", "model.safetensors")):
+        (plain / name).rename(repository / "blobs" / (f"{number}" * 40))
+        (snapshot / name).symlink_to("../../blobs/" + f"{number}" * 40)
+    (repository / "refs").mkdir()
+    (repository / "refs" / "main").write_text(commit)
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_CACHE", str(tmp_path))
+    by_id, by_path = describe("some/model"), describe(snapshot)  # type: ignore[arg-type]
+    assert list(by_id.weight_files) == list(by_path.weight_files) == ["model.safetensors"]
+    namespaces = [each.namespace("ab" * 32, chunk_tokens=64) for each in (by_id, by_path)]
+    assert namespaces[0] == namespaces[1]
+    with pytest.raises(UnsupportedError, match="at revision v2 is neither"):
+        describe("some/model", revision="v2")  # type: ignore[arg-type]
