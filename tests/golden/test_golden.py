@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 import safetensors.torch
 import torch
+import xxhash
 
 from kvlingua.common.chain import chain_digests, request_seed
 from kvlingua.common.container import Container, parse_header
@@ -85,6 +86,22 @@ def test_any_reader_finds_the_layout() -> None:
     assert header["v"] == {"dtype": "BF16", "shape": [2, 3, 8, 2], "data_offsets": [384, 576]}
     assert len(data) == 8 + length + 576
     assert header["__metadata__"]["namespace"] == NAMESPACE.json().decode()
+
+
+def test_checksums_are_the_written_rule() -> None:
+    """Recomputed from docs/format/container.md with safetensors and xxhash alone: shards of one head and two layers."""
+    data, tensors = OBJECT.read_bytes(), safetensors.torch.load_file(OBJECT)
+    (length,) = struct.unpack("<Q", data[:8])
+    metadata = json.loads(data[8 : 8 + length])["__metadata__"]
+    for plane in ("k", "v"):
+        shards = [tensors[plane][head, layers] for head in range(2) for layers in (slice(0, 2), slice(2, 3))]
+        sums = [xxhash.xxh3_128_hexdigest(shard.contiguous().view(torch.uint8).numpy()) for shard in shards]
+        assert metadata[f"checksums_{plane}"] == "".join(sums)
+    own = metadata["header_checksum"].encode()
+    assert data.count(own) == 1
+    assert xxhash.xxh3_128_hexdigest(data[: 8 + length].replace(own, b"0" * 32)) == own.decode()
+    assert metadata["chain"] == golden(KEYS.name)["chains"][0]["digests"][1]
+    assert (metadata["heads"], metadata["layers"], metadata["first_token"]) == ("2-4", "0-3", "0000000008")
 
 
 def test_object_is_verified_and_a_flipped_bit_is_not() -> None:
