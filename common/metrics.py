@@ -10,7 +10,6 @@ import threading
 import time
 from contextlib import suppress
 from pathlib import Path
-from weakref import WeakSet
 
 from prometheus_client import CollectorRegistry, Counter, Histogram, generate_latest
 
@@ -45,12 +44,13 @@ _SUMS = (
     "drops",
     "corrupt_objects",
 )
-_files: "WeakSet[MetricsFile]" = WeakSet()
+_files: tuple["MetricsFile", ...] = ()  # replaced as a whole, so that it can be read at any time
+_files_lock = threading.Lock()
 
 
 def changed() -> None:
     """Something was counted: the files of this process follow."""
-    for file in list(_files):
+    for file in _files:
         file.update()
 
 
@@ -117,7 +117,9 @@ class MetricsFile:
         self._closing = threading.Event()
         self._thread: threading.Thread | None = None
         self._lock = threading.Lock()
-        _files.add(self)
+        global _files
+        with _files_lock:
+            _files = (*_files, self)
 
     def update(self) -> None:
         """Something was counted: the file follows within a second. Never waits for the file system."""
@@ -130,6 +132,9 @@ class MetricsFile:
 
     def close(self, timeout: float) -> None:
         """Write what was counted so far, unless the file system needs longer than `timeout` seconds."""
+        global _files
+        with _files_lock:
+            _files = tuple(file for file in _files if file is not self)
         self._closing.set()
         self.update()
         if self._thread is not None:

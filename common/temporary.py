@@ -8,6 +8,7 @@ import itertools
 import os
 import re
 import socket
+from functools import cache
 
 PREFIX = ".tmp-"
 STALE_S = 600.0
@@ -18,10 +19,14 @@ _live: set[str] = set()
 
 def new_name() -> str:
     """A name that no other process uses. It is spared by every sweep of this process until `forget`."""
-    host = re.sub(r"[^A-Za-z0-9]", "_", socket.gethostname())[:40] or "host"
-    name = f"{PREFIX}{host}-{os.getpid()}-{next(_counter)}"
+    name = f"{PREFIX}{_host()}-{os.getpid()}-{next(_counter)}"
     _live.add(name)
     return name
+
+
+@cache
+def _host() -> str:
+    return re.sub(r"[^A-Za-z0-9]", "_", socket.gethostname())[:40] or "host"
 
 
 def forget(name: str) -> None:
