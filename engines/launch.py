@@ -46,6 +46,8 @@ def environment(engine: str, overrides: Mapping[str, str] | None = None) -> dict
     """
     variables = {k: v for k, v in os.environ.items() if k not in FOREIGN and not k.startswith(SETTINGS)}
     variables |= {"HF_HUB_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false", "PYTHONPATH": str(site())}
+    # With a thread per core, engines that run beside each other wait for one another at every barrier.
+    variables |= {"OMP_NUM_THREADS": "1"}
     if engine != HF:
         variables |= _environment_of(engine).recipe.environment
     return variables | dict(overrides or {})
