@@ -22,6 +22,7 @@ from kvlingua.common.config import Config
 from kvlingua.common.errors import KVLinguaError, UnsupportedError
 from kvlingua.common.model import ModelDescription
 from kvlingua.common.process_start import process_start_ns
+from kvlingua.common.weight_files import INDEX
 
 _FILE = "digests.json"
 _MAX_BYTES = 4 << 20
@@ -108,8 +109,8 @@ def check_unchanged(description: ModelDescription, since_ns: int | None) -> None
         raise UnsupportedError(
             "fingerprint", "when this process began can't be read from /proc: which weights it has is unproved"
         )
-    paths = [description.folder / "config.json", *description.weight_files.values()]
-    for path in paths:
+    said = [description.folder / name for name in ("config.json", INDEX)]
+    for path in [*filter(os.path.lexists, said), *description.weight_files.values()]:
         for facts in (_stat(path), _stat(path, follow=False)):
             if facts.st_ctime_ns > since_ns + _TOLERANCE_NS:
                 raise _changed(path)

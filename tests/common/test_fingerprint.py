@@ -211,6 +211,21 @@ def test_links_and_configuration_are_watched_too(tmp_path: Path) -> None:
         check_unchanged(description, start)
 
 
+def test_the_index_is_watched_too(tmp_path: Path) -> None:
+    path = model_folder(tmp_path / "model")
+    (path / "model.safetensors").rename(path / "one.safetensors")
+    index = path / "model.safetensors.index.json"
+    index.write_text('{"weight_map": {"a": "one.safetensors"}}')
+    description = describe_model(path, compute_dtype="float32", kv_dtype="float32")
+    time.sleep(0.1)
+    start = time.time_ns()
+    check_unchanged(description, start)
+    time.sleep(0.1)
+    os.utime(index)
+    with pytest.raises(UnsupportedError, match=r"index\.json changed"):
+        check_unchanged(description, start)
+
+
 def test_without_proc_nothing_is_proved(tmp_path: Path) -> None:
     with pytest.raises(UnsupportedError, match="/proc"):
         check_unchanged(described(tmp_path / "model"), None)
