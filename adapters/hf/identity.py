@@ -4,6 +4,7 @@ weights."""
 import contextlib
 import json
 import tempfile
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -41,10 +42,11 @@ def identify(model: Any, config: Config) -> Namespace:
             overrides, load_format = {}, IN_MEMORY
         else:
             overrides, load_format = _config_differences(model.config, folder), "auto"
-        overrides |= {f"module {name}": value for name, value in differing_attributes(model).items()}
         description = describe_model(
             folder, overrides=overrides, compute_dtype=dtype, kv_dtype=dtype, load_format=load_format
         )
+        attributes = {f"module {name}": value for name, value in differing_attributes(model).items()}
+        description = replace(description, overrides={**description.overrides, **attributes})
         fingerprint = _fingerprint(model, description, config)
     return description.namespace(
         fingerprint, chunk_tokens=config.chunk_tokens, layers_per_shard=config.layers_per_shard
@@ -94,10 +96,18 @@ def _config_differences(live: PreTrainedConfig, folder: Path) -> dict[str, Any]:
 
 
 def _fingerprint(model: torch.nn.Module, description: ModelDescription, config: Config) -> str:
+    before = _stats(description)
     if not description.weight_files or differing_tensor(model, description.weight_files) is not None:
         return memory_fingerprint(model)
     task = FingerprintTask(description, config, tensors_compared=True)
     fingerprint = task.wait(None)
     if fingerprint is None:
-        raise UnsupportedError("fingerprint", f"the weight files can't be read: {task.error}")
+        raise UnsupportedError("fingerprint", f"the weight files can't be hashed: {task.error}")
+    if _stats(description) != before:
+        raise UnsupportedError("weights_changed", "the weight files changed while they were compared and hashed")
     return fingerprint
+
+
+def _stats(description: ModelDescription) -> list[tuple[int, ...]]:
+    facts = [path.stat() for path in description.weight_files.values()]
+    return [(fact.st_dev, fact.st_ino, fact.st_size, fact.st_mtime_ns, fact.st_ctime_ns) for fact in facts]

@@ -2,10 +2,10 @@
 
 from collections.abc import Iterator
 from dataclasses import dataclass, field
-from typing import Any
 
 import torch
 from torch.nn.modules import module as torch_module
+from transformers import PretrainedConfig, PreTrainedModel
 
 from kvlingua.adapters.hf.forward_counter import ForwardCounter
 from kvlingua.common.errors import UnsupportedError
@@ -38,20 +38,34 @@ class LiveState:
 
     @classmethod
     def of(cls, model: torch.nn.Module) -> "LiveState":
-        named = list(named_tensors(model))
+        tensors = tuple(named_tensors(model))
         weights = tuple(
-            (name, id(each), each._version, each.data_ptr(), tuple(each.shape), each.stride(), each.dtype)
-            for name, each in named
+            (name, id(each), each._version, each.data_ptr(), each.shape, each.stride(), each.dtype)
+            for name, each in tensors
         )
-        modules = tuple((name, type(module), plain_attributes(module)) for name, module in model.named_modules())
-        config: Any = model.config
-        return cls((weights, modules, config.to_json_string(use_diff=False)), tuple(each for _, each in named))
+        modules = tuple((name, type(module), plain_attributes(module)) for name, module in named_modules(model))
+        config = getattr(model, "config", None)
+        text = config.to_json_string(use_diff=False) if isinstance(config, PretrainedConfig) else None
+        return cls((weights, modules, text), tuple(each for _, each in tensors))
+
+
+def named_modules(model: torch.nn.Module) -> Iterator[tuple[str, torch.nn.Module]]:
+    """The model and all modules in it, under each of their names: `Module.named_modules`, but fit for every call."""
+    pending = [("", model)]
+    while pending:
+        name, module = pending.pop()
+        yield name, module
+        prefix = f"{name}." if name else ""
+        pending += [(prefix + key, child) for key, child in module._modules.items() if child is not None]
 
 
 def named_tensors(model: torch.nn.Module) -> Iterator[tuple[str, torch.Tensor]]:
     """All parameters and buffers, shared ones under each of their names."""
-    yield from model.named_parameters(remove_duplicate=False)
-    yield from model.named_buffers(remove_duplicate=False)
+    for name, module in named_modules(model):
+        prefix = f"{name}." if name else ""
+        for key, tensor in (*module._parameters.items(), *module._buffers.items()):
+            if tensor is not None:
+                yield prefix + key, tensor
 
 
 def plain_attributes(module: torch.nn.Module) -> Attributes:
@@ -77,12 +91,10 @@ def check_runs_as_described(model: torch.nn.Module) -> None:
         raise UnsupportedError("autocast", "autocast computes in another dtype than the model's")
     if torch_module._global_forward_hooks or torch_module._global_forward_pre_hooks:
         raise UnsupportedError("hooks", "global forward hooks are registered")
-    config: Any = model.config
-    if config._attn_implementation not in _ATTENTION:
-        raise UnsupportedError(
-            "attention", f"attention {config._attn_implementation!r}: use one of {', '.join(_ATTENTION)}"
-        )
-    for name, module in model.named_modules():
+    attention = getattr(getattr(model, "config", None), "_attn_implementation", None)
+    if attention not in _ATTENTION and isinstance(model, PreTrainedModel):
+        raise UnsupportedError("attention", f"attention {attention!r}: use {' or '.join(_ATTENTION)}")
+    for name, module in named_modules(model):
         where = name or "the model"
         if module.training or getattr(module, "gradient_checkpointing", False):
             raise UnsupportedError("training", f"{where} is in training mode: call model.eval()")
@@ -96,7 +108,7 @@ def check_runs_as_described(model: torch.nn.Module) -> None:
 def check_known_code(model: torch.nn.Module) -> None:
     """Raise UnsupportedError if a module's class, or the forward of its class, is neither transformers' nor
     torch.nn's."""
-    for name, module in model.named_modules():
+    for name, module in named_modules(model):
         kind = type(module)
         origins = (kind.__module__, getattr(kind.forward, "__module__", ""))
         if not all(origin.startswith(_KNOWN_CODE) for origin in origins):

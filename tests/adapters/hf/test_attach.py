@@ -114,6 +114,42 @@ def test_a_model_that_is_not_supported(caplog: pytest.LogCaptureFixture) -> None
     hf.detach(model)
 
 
+@pytest.mark.parametrize("wrap", ["compiled", "module"])
+def test_what_wraps_a_model(wrap: str, caplog: pytest.LogCaptureFixture) -> None:
+    inner, ids = sharpened(LlamaForCausalLM(llama_config())), prompt(40)
+
+    class Wrapper(torch.nn.Module):
+        """As an adapter library wraps a model: not a transformers model itself."""
+
+        def __init__(self) -> None:
+            super().__init__()
+            self.inner = inner
+
+        def generate(self, *args: Any, **kwargs: Any) -> Any:
+            return self.inner.generate(*args, **kwargs)
+
+    model = torch.compile(inner) if wrap == "compiled" else Wrapper().eval()
+    with caplog.at_level(logging.INFO, "kvlingua"):
+        hf.attach(model, "memory://")
+    assert [record.message for record in caplog.records if record.message.startswith("off: ")]
+    for _ in range(2):
+        assert torch.equal(model.generate(ids, max_new_tokens=8), cold(inner, ids))
+    assert model.kvlingua.last.passed_through in ("model", "forward_replaced")
+    hf.detach(model)
+    assert "defect" not in caplog.text
+    assert torch.equal(model.generate(ids, max_new_tokens=8), cold(inner, ids))
+
+
+def test_attaching_takes_no_random_numbers(folder: Path, config: Config) -> None:
+    model = LlamaForCausalLM.from_pretrained(folder).eval()
+    torch.manual_seed(5)
+    expected = torch.rand(4)
+    torch.manual_seed(5)
+    hf.attach(model, config)
+    assert torch.equal(torch.rand(4), expected)
+    hf.detach(model)
+
+
 def test_the_line_that_says_it_is_on(attached: Attached, caplog: pytest.LogCaptureFixture) -> None:
     with caplog.at_level(logging.INFO, "kvlingua"):
         model = attached()

@@ -5,7 +5,15 @@ from typing import Any
 
 import pytest
 import torch
-from transformers import DynamicCache, GenerationConfig, LlamaForCausalLM, LogitsProcessorList, StaticCache
+from transformers import (
+    CompileConfig,
+    DynamicCache,
+    GenerationConfig,
+    GenerationMixin,
+    LlamaForCausalLM,
+    LogitsProcessorList,
+    StaticCache,
+)
 from transformers.generation.logits_process import LogitsProcessor
 
 from kvlingua.common.metrics import REGISTRY
@@ -90,12 +98,23 @@ CASES: list[tuple[str, Case]] = [
             {"guidance_scale": 1.5},
             {"negative_prompt_ids": prompt(40, seed=5), "guidance_scale": 2.0},
             {"synced_gpus": True},
-            {"token_type_ids": None, "logits_to_keep": 1},
+            {"logits_to_keep": 1},
+            {"token_type_ids": torch.zeros(1, 40, dtype=torch.int64)},
+            {"pixel_values": torch.zeros(1, 3, 8, 8)},
+            {"attention_mask": torch.ones(1, 1, 40, 40, dtype=torch.int64)},
+            {"cache_implementation": "quantized"},
+            {"compile_config": CompileConfig()},
+            {"custom_generate": GenerationMixin._sample},
+            {"output_router_logits": True},
             {"generation_config": GenerationConfig(num_beams=2, max_new_tokens=8, pad_token_id=0)},
         )
     ),
 ]
-REASONS = {"logits_to_keep": "unknown_argument", "token_type_ids": "unknown_argument", "generation_config": "num_beams"}
+REASONS = {
+    "logits_to_keep": "unknown_argument",
+    "output_router_logits": "unknown_argument",
+    "generation_config": "num_beams",
+}
 
 
 def outcome(generate: Callable[..., Any], model: Any, arguments: dict[str, Any]) -> tuple[Any, ...]:
@@ -103,7 +122,7 @@ def outcome(generate: Callable[..., Any], model: Any, arguments: dict[str, Any])
     torch.manual_seed(2)
     try:
         result = generate(model, **arguments)
-    except (ValueError, IndexError, RuntimeError, AssertionError) as error:
+    except (ValueError, IndexError, RuntimeError, AssertionError, ImportError) as error:
         return type(error), str(error)
     if isinstance(result, torch.Tensor):
         return (result.tolist(),)

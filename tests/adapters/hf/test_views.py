@@ -94,7 +94,7 @@ def test_a_range_of_a_row_arrives_where_it_belongs(
 )
 def test_what_does_not_fit(change: Callable[[list[Layer]], list[Layer]]) -> None:
     space = namespace()
-    with pytest.raises(LayoutError, match="layer|layout"):
+    with pytest.raises(LayoutError, match=r"layer|layout"):
         row_pool(space, change(filled(space, 2, 6)), 0)
 
 
