@@ -1,4 +1,4 @@
-"""For all tests: property tests have no deadline per example, because the machine they run on may be busy with others."""
+"""For all tests: property tests have no deadline per example, because the machine may be busy with other work."""
 
 from hypothesis import HealthCheck, settings
 
