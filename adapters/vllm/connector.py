@@ -19,6 +19,7 @@ from kvlingua.common.cache import KVCache
 from kvlingua.common.config import Config
 from kvlingua.common.errors import UnsupportedError
 from kvlingua.common.guard import Guard
+from kvlingua.common.metrics import MetricsFile
 
 FLUSH_SECONDS = 3.0  # vLLM kills a worker that takes longer to end
 NO_ORDERS = StepOrders()
@@ -48,6 +49,8 @@ class KVLinguaConnector(KVConnectorBase_V1, SupportsHMA):
             description = describe(self._vllm_config, self._kv_cache_config, vllm.__version__)
         except UnsupportedError as error:
             if role == KVConnectorRole.SCHEDULER:
+                if config.metrics_dir is not None:
+                    MetricsFile(config.metrics_dir)  # which a cache would have: this one counts what follows
                 say_off(error.reason, str(error))
             return
         page = self._vllm_config.cache_config.block_size

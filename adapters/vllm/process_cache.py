@@ -1,4 +1,4 @@
-"""One KVCache for all connectors of a process: where vLLM runs scheduler and worker in one, both have the same store."""
+"""One KVCache for all connectors of a process: where scheduler and worker are in one, both have the same store."""
 
 import threading
 

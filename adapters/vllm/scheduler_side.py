@@ -19,7 +19,7 @@ from kvlingua.common import log
 from kvlingua.common.cache import Hit, KVCache
 from kvlingua.common.chain import chain_digests
 from kvlingua.common.guard import Guard
-from kvlingua.common.metrics import REFUSALS
+from kvlingua.common.metrics import refused
 from kvlingua.common.namespace import Namespace
 from kvlingua.common.prefix import reusable_tokens
 
@@ -106,7 +106,7 @@ class SchedulerSide:
         if tracked is None:
             reason = passes_through(request)
             if reason is not None:
-                REFUSALS.labels("vllm", reason).inc()
+                refused("vllm", reason)
                 log.once(
                     f"vllm request {reason}",
                     logging.INFO,

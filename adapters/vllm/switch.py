@@ -9,14 +9,14 @@ from kvlingua.common import log
 from kvlingua.common.cache import KVCache
 from kvlingua.common.fingerprint import FingerprintTask
 from kvlingua.common.guard import Guard
-from kvlingua.common.metrics import REFUSALS
+from kvlingua.common.metrics import refused
 from kvlingua.common.model import ModelDescription
 from kvlingua.common.namespace import Namespace
 
 
 def say_off(reason: str, message: str) -> None:
     """The one line about an engine that runs on without cache. `reason` is a code for metrics."""
-    REFUSALS.labels("vllm", reason).inc()
+    refused("vllm", reason)
     log.logger.warning("off: %s (vLLM runs on without cache)", message)
 
 

@@ -1,0 +1,48 @@
+"""Real vLLM processes. Most run the engine inside the driver's process, which starts in a few seconds."""
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from demo.job import MODEL
+from engines.drivers.driver import Driver
+from engines.launch import available
+
+INSIDE = {"VLLM_ENABLE_V1_MULTIPROCESSING": "0", "OMP_NUM_THREADS": "1"}
+Launcher = Callable[..., Driver]
+
+
+def pytest_collection_modifyitems(items: Sequence[pytest.Item]) -> None:
+    for item in items:
+        if Path(__file__).parent in item.path.parents:
+            item.add_marker(pytest.mark.engine)
+            item.add_marker(pytest.mark.timeout(600))
+            if not available("vllm"):
+                item.add_marker(pytest.mark.skip("vLLM's environment isn't built: run `make engines`"))
+
+
+@pytest.fixture(scope="module")
+def launch(tmp_path_factory: pytest.TempPathFactory) -> Launcher:
+    """Start vLLM with the demo's model. `store`: the folder of the store, without it there is no kvlingua; `processes`:
+    as users run it, with a scheduler and a worker in processes of their own."""
+    folder = tmp_path_factory.mktemp("vllm")
+    count = 0
+
+    def start(
+        store: Path | None = None, *, processes: bool = False, settings: dict[str, str] | None = None, **options: Any
+    ) -> Driver:
+        nonlocal count
+        count += 1
+        return Driver(
+            "vllm",
+            options.pop("model", MODEL),
+            log=folder / f"{count}.log",
+            url=store.as_uri() if store else None,
+            cache=store is not None,
+            settings={**({} if processes else INSIDE), **(settings or {})},
+            **{"page": 32, **options},
+        )
+
+    return start

@@ -1,0 +1,93 @@
+"""What the adapter can't do it refuses at start, in one line, and the engine runs on as without it."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from transformers import Gemma2Config, Gemma2ForCausalLM
+
+from engines.drivers.driver import Driver, DriverError
+from tests.engines.vllm.conftest import Launcher
+from tests.engines.vllm.texts import chunks, taken, text
+
+TEXTS = [text(50), text(51)]
+
+
+@pytest.fixture(scope="module")
+def sliding(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A random model whose layers attend to a window of 64 tokens, and to all, by turns."""
+    folder = tmp_path_factory.mktemp("sliding")
+    torch.manual_seed(0)
+    config = Gemma2Config(
+        vocab_size=512,
+        hidden_size=128,
+        intermediate_size=256,
+        num_hidden_layers=4,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        head_dim=32,
+        query_pre_attn_scalar=32,
+        sliding_window=64,
+        max_position_embeddings=2048,
+        initializer_range=0.2,
+    )
+    Gemma2ForCausalLM(config).save_pretrained(folder)
+    return folder
+
+
+def answers(driver: Driver) -> list[list[int]]:
+    """Of the same texts twice: the second time vLLM has them in its own prefix cache."""
+    return [answer.tokens for _ in range(2) for answer in driver.generate(*TEXTS).answers]
+
+
+@pytest.mark.parametrize(
+    ("options", "line"),
+    [
+        pytest.param({"model": "sliding"}, r"off: .*(sliding|gemma2)", id="hybrid"),
+        pytest.param({"engine": {"kv_cache_dtype": "fp8"}}, "off: kv_cache_dtype fp8", id="fp8"),
+        pytest.param({"engine": {"tensor_parallel_size": 2}, "processes": True}, "off: tensor parallelism", id="tp2"),
+    ],
+)
+def test_it_is_off_and_the_engine_as_ever(
+    launch: Launcher, sliding: Path, tmp_path: Path, options: dict[str, Any], line: str
+) -> None:
+    if options.get("model") == "sliding":
+        options = {**options, "model": sliding}
+    if options.get("processes"):
+        options = {**options, "settings": {"VLLM_CPU_OMP_THREADS_BIND": "0|1"}}
+    with launch(**options) as driver:
+        cold = answers(driver)
+    with launch(tmp_path / "store", **options) as driver:
+        assert answers(driver) == cold
+        assert len(said_off(driver, line)) == 1
+    assert not (tmp_path / "store").exists() or driver.objects() == 0
+
+
+def test_loading_weights_anew_ends_it(launch: Launcher, tmp_path: Path) -> None:
+    with launch(tmp_path / "store", engine={"enable_prefix_caching": False}) as driver:
+        right = driver.generate(TEXTS[0]).answers[0].tokens
+        driver.wait_objects(chunks(TEXTS[0]))
+        assert driver.generate(TEXTS[0]).reused == taken(32, TEXTS[0])
+        driver.call("collective_rpc", method="reload_weights")
+        for ask in (TEXTS[0], TEXTS[0], TEXTS[1]):
+            reply = driver.generate(ask)
+        assert reply.reused == 0
+        assert driver.generate(TEXTS[0]).reused == 0
+        assert driver.generate(TEXTS[0]).answers[0].tokens == right
+        assert len(said_off(driver, "off: .*weights")) == 1
+        assert driver.objects() == chunks(TEXTS[0])
+
+
+def test_an_unknown_key_is_an_error(launch: Launcher, tmp_path: Path) -> None:
+    with (
+        pytest.raises(DriverError, match="did you mean 'chunk_tokens'"),
+        launch(tmp_path / "store", config={"chunk_token": 32}),
+    ):
+        pass
+
+
+def said_off(driver: Driver, line: str) -> list[str]:
+    import re
+
+    return [text for text in driver.log_text().splitlines() if "kvlingua" in text and re.search(line, text)]

@@ -1,0 +1,178 @@
+"""Requests whose KV isn't a function of their token ids pass through; those with a cache_salt share only with their
+own kind. Then the engine is told to forget its prefixes, after which there is no cache any more."""
+
+import json
+import subprocess
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+from demo.job import MODEL
+from engines.drivers.driver import Driver
+from engines.drivers.protocol import Ask
+from engines.launch import environment, python_of
+from tests.engines.vllm.conftest import Launcher
+from tests.engines.vllm.texts import chunks, length, taken, text
+
+TEXT, OTHER = text(40), text(41)
+RANK = 8
+
+
+@pytest.fixture(scope="module")
+def driver(launch: Launcher, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Driver]:
+    """An engine that takes adapters and embeddings, and has no prefix cache of its own; TEXT is stored."""
+    store = tmp_path_factory.mktemp("requests") / "store"
+    engine = {
+        "enable_prefix_caching": False,
+        "enable_prompt_embeds": True,
+        "enable_lora": True,
+        "max_lora_rank": RANK,
+    }
+    with launch(store, engine=engine) as driver:
+        driver.generate(TEXT)
+        driver.wait_objects(chunks(TEXT))
+        yield driver
+
+
+def answer(driver: Driver, ask: Ask) -> list[int]:
+    return driver.generate(ask).answers[0].tokens
+
+
+def with_options(ask: Ask, **options: object) -> Ask:
+    return Ask(ask.prompt, ask.max_tokens, options=options)
+
+
+def test_cache_salt(driver: Driver) -> None:
+    objects = driver.objects()
+    plain = driver.generate(TEXT)
+    assert plain.reused == taken(32, TEXT)
+    salted = Ask(TEXT.prompt, TEXT.max_tokens, cache_salt="a")
+    first = driver.generate(salted)
+    assert (first.reused, first.computed) == (0, length(TEXT))
+    driver.wait_objects(objects + chunks(TEXT))
+    assert driver.generate(salted).reused == taken(32, TEXT)
+    assert driver.generate(Ask(TEXT.prompt, TEXT.max_tokens, cache_salt="b")).reused == 0
+    assert first.answers[0].tokens == plain.answers[0].tokens
+
+
+def test_lora(driver: Driver, tmp_path: Path) -> None:
+    """An adapter's request neither takes what the base model has stored, nor stores. The base model's still reuse."""
+    adapter = random_adapter(tmp_path / "adapter")
+    objects = driver.objects()
+    adapted = driver.generate(with_options(TEXT, lora=str(adapter)))
+    assert (adapted.reused, adapted.computed) == (0, length(TEXT))
+    assert answer(driver, with_options(OTHER, lora=str(adapter))) != answer(driver, OTHER)
+    driver.wait_objects(objects + chunks(OTHER))
+    assert driver.objects() == objects + chunks(OTHER), "stored by the base model's request alone"
+    mixed = driver.generate(with_options(OTHER, lora=str(adapter)), TEXT, OTHER)
+    assert mixed.reused == taken(32, TEXT, OTHER)
+
+
+def test_prompt_embeddings(driver: Driver, tmp_path: Path) -> None:
+    """Their token ids are zeros, which is what is stored beforehand: a hit would be a prompt of zeros."""
+    weights = load_file(Path(MODEL) / "model.safetensors")["model.embed_tokens.weight"]
+    zeros = Ask([0] * length(TEXT), TEXT.max_tokens)
+    driver.generate(zeros)
+    assert driver.metric_reaches("kvlingua_tokens_stored_total", 64 * chunks(TEXT, zeros))
+    assert driver.generate(zeros).reused == taken(32, zeros)
+    objects = driver.objects()
+    for ask in (TEXT, OTHER):
+        file = tmp_path / f"{length(ask)}-{ask.prompt[-2]}.safetensors"
+        save_file({"embeds": weights[torch.tensor(ask.prompt)].float().contiguous()}, file)
+        embedded = driver.generate(with_options(ask, embeds=str(file)))
+        assert (embedded.reused, embedded.computed) == (0, length(ask))
+        assert embedded.answers[0].tokens == answer(driver, ask)
+    assert driver.metric_reaches("kvlingua_refusals_total", 2, reason="prompt_embeds")
+    assert driver.objects() <= objects + chunks(OTHER)
+
+
+def test_prompt_logprobs(driver: Driver) -> None:
+    """They are computed from the hidden states of all tokens of the prompt."""
+    reply = driver.generate(with_options(TEXT, sampling={"prompt_logprobs": 1}))
+    assert (reply.reused, reply.computed) == (0, length(TEXT))
+
+
+def test_other_kinds_of_requests_pass_through(tmp_path: Path) -> None:
+    """Pooling, images and sounds, growing prompts: no tiny model of that kind runs here, so vLLM's own Request objects
+    are put to the function that decides."""
+    script = tmp_path / "kinds.py"
+    script.write_text(KINDS)
+    output = subprocess.run(
+        [str(python_of("vllm")), str(script)],
+        env=environment("vllm"),
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=True,
+    ).stdout
+    assert json.loads(output.splitlines()[-1]) == {
+        "plain": None,
+        "salted": None,
+        "multimodal": "multimodal",
+        "pooling": "pooling",
+        "embeds": "prompt_embeds",
+        "mixed": "prompt_embeds",
+        "lora": "lora",
+        "growing": "streaming_input",
+    }
+
+
+def test_after_a_reset_there_is_no_cache(driver: Driver) -> None:
+    """It can't be told from the one that has to follow a change of weights. Runs last."""
+    assert driver.generate(TEXT).reused == taken(32, TEXT)
+    assert driver.call("reset_prefix_cache")
+    objects = driver.objects()
+    reply = driver.generate(TEXT, text(42))
+    assert reply.reused == 0
+    assert len([line for line in driver.log_text().splitlines() if "off: " in line]) == 1
+    assert driver.metric_reaches("kvlingua_refusals_total", 1, reason="reset")
+    assert driver.objects() == objects
+
+
+KINDS = """
+import json
+import torch
+from vllm import PoolingParams, SamplingParams
+from vllm.lora.request import LoRARequest
+from vllm.multimodal.inputs import MultiModalFeatureSpec, PlaceholderRange
+from vllm.v1.request import Request
+from kvlingua.adapters.vllm.requests import passes_through
+
+place = PlaceholderRange(offset=0, length=4)
+image = MultiModalFeatureSpec(data=None, modality="image", identifier="x", mm_position=place)
+embeds = torch.zeros(8, 4)
+ids, sampling = list(range(8)), {"sampling_params": SamplingParams(max_tokens=1), "pooling_params": None}
+kinds = {
+    "plain": Request("1", ids, **sampling),
+    "salted": Request("2", ids, cache_salt="a", **sampling),
+    "multimodal": Request("3", ids, mm_features=[image], **sampling),
+    "pooling": Request("4", ids, sampling_params=None, pooling_params=PoolingParams()),
+    "embeds": Request("5", None, prompt_embeds=embeds, **sampling),
+    "mixed": Request("6", ids, prompt_embeds=embeds, prompt_is_token_ids=[True, False] * 4, **sampling),
+    "lora": Request("7", ids, lora_request=LoRARequest("l", 1, "/nowhere"), **sampling),
+    "growing": Request("8", ids, resumable=True, **sampling),
+}
+print(json.dumps({name: passes_through(request) for name, request in kinds.items()}))
+"""
+
+
+def random_adapter(folder: Path) -> Path:
+    """A LoRA adapter of q, k, v and o with large random weights."""
+    folder.mkdir()
+    config = json.loads((Path(MODEL) / "config.json").read_text())
+    hidden, head = config["hidden_size"], config["head_dim"]
+    widths = {"q_proj": config["num_attention_heads"] * head, "v_proj": config["num_key_value_heads"] * head}
+    generator = torch.Generator().manual_seed(0)
+    tensors = {}
+    for layer in range(config["num_hidden_layers"]):
+        for name, width in widths.items():
+            key = f"base_model.model.model.layers.{layer}.self_attn.{name}"
+            tensors[f"{key}.lora_A.weight"] = torch.randn(RANK, hidden, generator=generator)
+            tensors[f"{key}.lora_B.weight"] = torch.randn(width, RANK, generator=generator)
+    save_file(tensors, folder / "adapter_model.safetensors")
+    values = {"peft_type": "LORA", "r": RANK, "lora_alpha": RANK, "target_modules": list(widths), "bias": "none"}
+    (folder / "adapter_config.json").write_text(json.dumps(values))
+    return folder
