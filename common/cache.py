@@ -32,7 +32,6 @@ class KVCache:
         self._config = config
         self._description = open_store(config.url, config.max_bytes).describe()  # a wrong URL is told now
         self._scheme = config.url.partition(":")[0]
-        self._counts = Counts(self._scheme)
         self._running: dict[int, Running] = {}
         self._closed = False
 
@@ -51,7 +50,8 @@ class KVCache:
     @property
     def stats(self) -> dict[str, int]:
         """What this cache did in this process: lookups, hits, tokens_reused, tokens_stored, bytes_read, drops, ..."""
-        return self._counts.snapshot()
+        running = self._running.get(os.getpid())
+        return Counts(self._scheme).snapshot() if running is None else running.counts.snapshot()
 
     def describe(self) -> str:
         """The store, as a person would call it."""
@@ -90,7 +90,7 @@ class KVCache:
         covers = covers[: self._fitting(running, namespace, covers)]
         if covers and len(covers[0]) == 1:
             running.likely[namespace.digest] = covers[0][0]
-        self._counts.lookup(hit=bool(covers))
+        running.counts.lookup(hit=bool(covers))
         return Hit(namespace, extent, chain[: len(covers)], len(covers) * namespace.chunk_tokens, covers)
 
     def load(self, hit: Hit, into: View, start: int, stop: int) -> None:
@@ -156,7 +156,7 @@ class KVCache:
     def close(self, timeout: float = EXIT_FLUSH_S) -> bool:
         """Write what is queued, for at most `timeout` seconds, and stop. False if something was given up."""
         self._closed = True
-        running = self._running.pop(os.getpid(), None)
+        running = self._running.get(os.getpid())
         return running is None or running.close(timeout)
 
     def __enter__(self) -> "KVCache":
@@ -171,7 +171,7 @@ class KVCache:
         pid = os.getpid()
         running = self._running.get(pid)
         if running is None:
-            made = Running(self._config, self._counts)
+            made = Running(self._config)
             running = self._running.setdefault(pid, made)  # two threads at once: one of theirs is used
             if running is made:
                 running.start()

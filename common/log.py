@@ -2,14 +2,12 @@
 
 import logging
 import sys
-import threading
 import time
 
 logger = logging.getLogger("kvlingua")
 
 _SEEN_LIMIT = 10_000  # distinct lines remembered; beyond it everything may be said again
 _seen: dict[str, float] = {}
-_seen_lock = threading.Lock()
 
 
 def ensure_visible(level: str) -> None:
@@ -29,12 +27,11 @@ def ensure_visible(level: str) -> None:
 def once(key: str, level: int, message: str, every_s: float | None = None) -> bool:
     """Log `message` unless something was logged under `key` before, or in the last `every_s` seconds. True if so."""
     now = time.monotonic()
-    with _seen_lock:
-        last = _seen.get(key)
-        if last is not None and (every_s is None or now - last < every_s):
-            return False
-        if len(_seen) >= _SEEN_LIMIT:
-            _seen.clear()
-        _seen[key] = now
+    last = _seen.get(key)
+    if last is not None and (every_s is None or now - last < every_s):
+        return False
+    if len(_seen) >= _SEEN_LIMIT:
+        _seen.clear()
+    _seen[key] = now  # no lock: at worst two threads say the same
     logger.log(level, "%s", message)
     return True

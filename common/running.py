@@ -21,9 +21,9 @@ _CONTAINERS = 64
 class Running:
     """Starts no thread and opens no file before they are needed."""
 
-    def __init__(self, config: Config, counts: Counts) -> None:
+    def __init__(self, config: Config) -> None:
         self.config = config
-        self.counts = counts
+        self.counts = Counts(config.url.partition(":")[0])
         self.pid = os.getpid()
         self.store = open_store(config.url, config.max_bytes)
         self.worker = DeadlineWorker("kvlingua-read")

@@ -1,13 +1,15 @@
 """From an engine into the store: gather what is missing into our own memory, and write it later."""
 
+import logging
 import mmap
 import threading
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 
+from kvlingua.common import log
 from kvlingua.common.container import Container
 from kvlingua.common.errors import StoreError
-from kvlingua.common.guard import reason_of
+from kvlingua.common.guard import REPEAT_S, reason_of
 from kvlingua.common.hit import missing_chunks
 from kvlingua.common.keys import namespace_key, object_key
 from kvlingua.common.running import Running
@@ -50,6 +52,9 @@ def store(
     if memory is None:
         taken = []
     _drop(running, handle, "queue_full", len(missing) - len(taken))
+    if handle.dropped and handle.error is None:
+        message = f"{handle.dropped} chunks are not stored: writing is slower than storing; raise queue_bytes"
+        log.once("queue full", logging.WARNING, message, every_s=REPEAT_S)
     if memory is None:
         return handle.finish()
     job = _Write(running, container, digests, taken, last, memory, handle)
@@ -144,6 +149,7 @@ def _missing(
     except StoreError as error:
         _drop(running, handle, reason_of(error), len(wanted))
         handle.error = error
+        log.once(f"ask {reason_of(error)}", logging.WARNING, f"nothing is stored: {error}", every_s=REPEAT_S)
         return []
     return [wanted[index] for index in found]
 

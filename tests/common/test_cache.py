@@ -1,5 +1,7 @@
 """The facade over real stores: what is stored comes back to the byte, in other places, and only that."""
 
+import threading
+from collections.abc import Callable
 from pathlib import Path
 from random import Random
 
@@ -10,7 +12,8 @@ from hypothesis import strategies as st
 from kvlingua.common.cache import KVCache
 from kvlingua.common.chain import chain_digests
 from kvlingua.common.config import Config
-from kvlingua.common.errors import ConfigError, LayoutError, LoadError, StoreError, UnsupportedError
+from kvlingua.common.errors import ConfigError, KVLinguaError, LayoutError, LoadError, StoreError, UnsupportedError
+from kvlingua.common.guard import capture
 from kvlingua.layouts.formats import FORMATS
 from kvlingua.layouts.geometry import Extent
 from tests import spoil
@@ -299,3 +302,51 @@ def test_the_nearest_namespace_and_its_differences(url: str) -> None:
         found = cache.nearest(namespace(compute_dtype="float16"))
         assert found is not None
         assert len(found[1]) == 1
+
+
+def test_threads_share_a_cache(url: str) -> None:
+    """Readers load while writers store other prompts; memory for about two loads at once."""
+    wrong: list[object] = []
+    with filled(url, queue_bytes=300_000) as cache:
+        golden = Cache(namespace(), 100, seed=1)
+
+        def read() -> None:
+            for _ in range(10):
+                target = Cache(namespace(), 96)
+                cache.load(cache.lookup(namespace(), TOKENS), target.view(), 0, 96)
+                if any(
+                    target.bytes_of(token, layer, plane, 3) != golden.bytes_of(token, layer, plane, 3)
+                    for token in (0, 47, 95)
+                    for layer in range(3)
+                    for plane in range(2)
+                ):
+                    wrong.append("read")
+
+        def write(number: int) -> None:
+            source = Cache(namespace(), 100, seed=number)
+            for turn in range(10):
+                cache.store(namespace(), [number, turn, *TOKENS[2:]], source.view(), 0, 100)
+
+        def kept(work: Callable[[], None]) -> None:
+            outcome = capture(work)
+            try:
+                outcome()
+            except KVLinguaError as error:
+                wrong.append(error)
+
+        works = [read, read, read, lambda: write(5), lambda: write(6)]
+        threads = [threading.Thread(target=kept, args=(work,)) for work in works]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+        assert wrong == []
+        assert cache.flush(10)
+        for number in (5, 6):
+            for turn in range(10):
+                prompt = [number, turn, *TOKENS[2:]]
+                hit = cache.lookup(namespace(), prompt)
+                if hit.tokens:
+                    target = Cache(namespace(), 100)
+                    cache.load(hit, target.view(0, hit.tokens), 0, hit.tokens)
+                    assert target.same_tokens(Cache(namespace(), 100, seed=number), 0, hit.tokens)
