@@ -34,7 +34,8 @@ class SGLang:
             "context_length": launch.max_model_len,
             "max_total_tokens": 4 * launch.max_model_len,
             "max_running_requests": 8,
-            "mem_fraction_static": 0.05,
+            # A bound on what others on the machine may take while it starts; max_total_tokens says what is used.
+            "mem_fraction_static": 0.6,
             "device": "cpu",
             "attention_backend": "torch_native",
             "disable_cuda_graph": True,
@@ -97,7 +98,7 @@ class SGLang:
             del fields["input_ids"]
         request = GenerateReqInput(**fields)
         request.regenerate_rid()
-        start, first, last = time.monotonic(), None, {}
+        start, first, last = time.monotonic(), None, dict[str, Any]()
         if "abort_after_s" in ask.options:
             abort = self._engine.tokenizer_manager.abort_request
             asyncio.get_running_loop().call_later(ask.options["abort_after_s"], lambda: abort(rid=request.rid))
@@ -105,7 +106,8 @@ class SGLang:
         async for chunk in self._engine.tokenizer_manager.generate_request(request, None):
             first = first or time.monotonic() - start
             tokens, last = chunk["output_ids"], chunk["meta_info"]
-        return Answer(list(tokens), last["prompt_tokens"], last["cached_tokens"], first)
+        # One that was aborted while it waited has no counts.
+        return Answer(list(tokens), last.get("prompt_tokens", 0), last.get("cached_tokens", 0), first)
 
     def _grown(self, before: Mapping[str, int]) -> dict[str, int]:
         return {name: value - before[name] for name, value in self._counts().items()}
