@@ -90,6 +90,8 @@ def _unproved(config: Any) -> Iterator[tuple[str, str]]:
     for name, value in settings.items():
         if value:
             yield "setting", f"{name} is set, which isn't proved to leave the KV as it is: start without it"
+    if config.use_v2_model_runner:
+        yield "model_runner", "Model Runner V2 was never run with kvlingua: set VLLM_USE_V2_MODEL_RUNNER=0"
     if parallel.worker_cls != WORKER:
         yield "setting", f"worker_cls {parallel.worker_cls} isn't supported, only vLLM's own for CPUs is"
     if str(model.config_format) not in ("auto", "hf") or str(model.model_impl) not in ("auto", "vllm"):

@@ -2,9 +2,9 @@
 load and store.
 
 Loads are ordered as asynchronous ones, though the worker does each within one call: vLLM then holds the request back
-until its blocks are filled, and only after that shows them to other requests. In the synchronous way a failed load
-can't be repaired in vLLM 0.32: the newer model runner doesn't take back the tokens it believes are computed, and
-meanwhile the unfilled blocks are in the prefix cache.
+until its blocks are filled, and only after that shows them to other requests. In the synchronous way the blocks are in
+vLLM's prefix cache before they are filled, and stay there when the load fails: a request that is aborted before it has
+computed them leaves them behind for others to take.
 """
 
 import logging

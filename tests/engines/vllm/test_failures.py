@@ -33,8 +33,7 @@ def cold(launch: Launcher) -> list[list[int]]:
 def test_loads_that_fail_after_the_promise(launch: Launcher, tmp_path: Path) -> None:
     """In one batch: a whole text, one with a flipped byte, one whose objects are empty, the flipped one once more.
 
-    A lookup asks which objects there are, so nothing is noticed before the load. Both model runners of vLLM's could
-    serve; on a machine without Triton for CPUs it is the older one.
+    A lookup asks which objects there are, so nothing is noticed before the load.
     """
     store = tmp_path / "store"
     engine = {"max_num_batched_tokens": 256, "enable_prefix_caching": False}

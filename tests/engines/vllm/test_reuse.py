@@ -6,6 +6,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
+import torch
+from transformers import LlamaConfig, LlamaForCausalLM
 
 from engines.drivers.protocol import Ask, Reply
 from tests.engines.vllm.conftest import Launcher
@@ -113,3 +115,29 @@ def test_negated_values_change_the_tokens(launch: Launcher, stored: Stored, tmp_
             reply = driver.generate(ask)
             assert reply.reused == taken(32, ask)
             assert not stored.right(reply, ask)
+
+
+def test_the_kernel_for_odd_head_sizes(launch: Launcher, tmp_path: Path) -> None:
+    """Heads of 80 dims make vLLM use another kernel (vec16) than those of 32 or 64."""
+    torch.manual_seed(0)
+    config = LlamaConfig(
+        vocab_size=512,
+        hidden_size=320,
+        intermediate_size=320,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        head_dim=80,
+        max_position_embeddings=2048,
+        initializer_range=0.2,
+    )
+    LlamaForCausalLM(config).save_pretrained(tmp_path / "model")
+    options = {"model": tmp_path / "model", "engine": {"enable_prefix_caching": False}}
+    with launch(tmp_path / "store", page=32, **options) as driver:
+        cold = [answer.tokens for answer in driver.generate(*BY_32).answers]
+        driver.wait_objects(chunks(*BY_32))
+    with launch(tmp_path / "store", page=64, **options) as driver:
+        assert "layout vllm_cpu_vec16" in driver.log_text()
+        reply = driver.generate(*BY_32)
+        assert [answer.tokens for answer in reply.answers] == cold
+        assert reply.reused == taken(64, *BY_32)
