@@ -32,9 +32,9 @@ _PAGE = 1  # a DynamicCache may begin and end anywhere
 class LastCall:
     """What the last finished `generate` did, in columns of the batch (for a single prompt: its tokens).
 
-    prompt_tokens: columns of the prompt, 0 if it wasn't understood. reused: columns whose KV was loaded. computed:
-    length of what the model's forward was given to read the prompt, counted there. passed_through: why the call went
-    by without the cache.
+    prompt_tokens: columns of the prompt. reused: columns whose KV was loaded. computed: columns that the model's
+    forward was given to read the prompt, counted there. passed_through: None, or why the call went by without the
+    cache; then both prompt_tokens and computed are what the first forward was given.
     """
 
     prompt_tokens: int
@@ -159,7 +159,8 @@ class Attachment:
         unexpected = UnsupportedError("identification", "the model could not be identified")
         found = self._guard.run("identification", unexpected, self._try_identify)
         if isinstance(found, UnsupportedError):
-            log.logger.warning("off: %s", found)
+            if str(found) != str(self._namespace):  # said once, however often the weights of such a model change
+                log.logger.warning("off: %s", found)
         else:
             log.logger.info(
                 "on: %s, namespace %s, layout %s, page %d, store %s",

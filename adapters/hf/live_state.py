@@ -40,7 +40,7 @@ class LiveState:
     def of(cls, model: torch.nn.Module) -> "LiveState":
         tensors = tuple(named_tensors(model))
         weights = tuple(
-            (name, id(each), each._version, each.data_ptr(), each.shape, each.stride(), each.dtype)
+            (name, id(each), _version(each), each.data_ptr(), each.shape, each.stride(), each.dtype)
             for name, each in tensors
         )
         modules = tuple((name, type(module), plain_attributes(module)) for name, module in named_modules(model))
@@ -66,6 +66,11 @@ def named_tensors(model: torch.nn.Module) -> Iterator[tuple[str, torch.Tensor]]:
         for key, tensor in (*module._parameters.items(), *module._buffers.items()):
             if tensor is not None:
                 yield prefix + key, tensor
+
+
+def _version(tensor: torch.Tensor) -> int | None:
+    """How often torch wrote to it. Not counted for inference tensors, which `check_known_code` refuses."""
+    return None if tensor.is_inference() else tensor._version
 
 
 def plain_attributes(module: torch.nn.Module) -> Attributes:

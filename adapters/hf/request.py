@@ -112,7 +112,10 @@ class _Settings:
     def check(self) -> None:
         for name in sorted(self._known - _HARMLESS_SETTINGS):
             value = self.get(name)
-            off = value is None or (value is False and name != "use_cache")
+            if name == "use_cache":  # None is on by default, but not where it is an argument
+                off = value is None and name not in self._extra
+            else:
+                off = value is None or value is False
             if off or value in _NEUTRAL_SETTINGS.get(name, ()):
                 continue
             if name == "prefill_chunk_size" and _transformers_version() >= _CHUNKED_PREFILL_SINCE:

@@ -140,6 +140,30 @@ def test_what_wraps_a_model(wrap: str, caplog: pytest.LogCaptureFixture) -> None
     assert torch.equal(model.generate(ids, max_new_tokens=8), cold(inner, ids))
 
 
+def test_a_model_of_inference_tensors(folder: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """Changes to such tensors are not counted by torch."""
+    model = LlamaForCausalLM.from_pretrained(folder).eval()
+    with torch.inference_mode():
+        model.lm_head.weight = torch.nn.Parameter(model.lm_head.weight.clone(), requires_grad=False)
+    assert model.lm_head.weight.is_inference()
+    with caplog.at_level(logging.INFO, "kvlingua"):
+        hf.attach(model, "memory://")
+    assert "off: lm_head.weight was made in inference mode" in caplog.text
+    assert torch.equal(model.generate(prompt(40), max_new_tokens=8), cold(model, prompt(40)))
+    assert "defect" not in caplog.text
+    hf.detach(model)
+
+
+def test_generate_in_inference_mode(attached: Attached) -> None:
+    model, ids = attached(), prompt(40)
+    with torch.inference_mode():
+        for reused in (0, 32):
+            assert torch.equal(warm(model, ids), cold(model, ids))
+            assert model.kvlingua.last.reused == reused
+    assert torch.equal(warm(model, ids), cold(model, ids))
+    assert model.kvlingua.last.reused == 32
+
+
 def test_attaching_takes_no_random_numbers(folder: Path, config: Config) -> None:
     model = LlamaForCausalLM.from_pretrained(folder).eval()
     torch.manual_seed(5)

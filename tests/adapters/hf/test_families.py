@@ -67,7 +67,8 @@ def test_the_table_is_covered() -> None:
 
 
 @pytest.mark.parametrize("name", FAMILIES)
-def test_a_family_is_reused(attached: Attached, tmp_path: Path, name: str) -> None:
+def test_a_family_is_reused(attached: Attached, tmp_path: Path, name: str, caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level("INFO", "kvlingua")
     save(name, FAMILIES[name], tmp_path / "model")
     model = attached(model=load(tmp_path / "model"))
     assert model.kvlingua.namespace is not None
@@ -78,6 +79,8 @@ def test_a_family_is_reused(attached: Attached, tmp_path: Path, name: str) -> No
     for reused in (0, 58, 58):
         assert torch.equal(warm(model, **batch), expected)
         assert (model.kvlingua.last.reused, model.kvlingua.last.computed) == (reused, 70 - reused)
+    identified = [record for record in caplog.records if record.message.startswith("on: ")]
+    assert len(identified) == 1  # generate itself changes nothing that would have to be looked at again
     assert spoil.negate_v(tmp_path / "store") > 0
     assert not torch.equal(warm(attached(model=load(tmp_path / "model")), **batch), expected)
 

@@ -90,6 +90,7 @@ CASES: list[tuple[str, Case]] = [
             {"num_beams": 3},
             {"num_return_sequences": 2, "do_sample": True},
             {"use_cache": False},
+            {"use_cache": None},
             {"cache_implementation": "static"},
             {"cache_implementation": "offloaded"},
             {"cache_implementation": "dynamic"},
