@@ -27,6 +27,7 @@ def connect(context: Any) -> Link | None:
 
 
 def _connect(context: Any, guard: Guard) -> Link | str:
+    config = None
     try:
         config = Config.resolve()
         log.ensure_visible(config.log_level)
@@ -36,6 +37,8 @@ def _connect(context: Any, guard: Guard) -> Link | str:
         link = Link(KVCache.open(config), description, pool, guard)
         watch(link.switch_off)
     except KVLinguaError as error:
+        if config is not None and config.metrics_dir is not None:
+            metrics.MetricsFile(config.metrics_dir)  # which a cache would have: this one shows what follows
         metrics.refused(ADAPTER, reason_of(error))
         return str(error)
     return link

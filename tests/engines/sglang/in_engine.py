@@ -13,9 +13,9 @@ from engines.launch import environment, python_of
 HERE = Path(__file__).parent
 
 
-def run(file: str, **settings: str) -> dict[str, Any]:
-    """The JSON that `file`, beside this one, prints. `settings`: further environment variables."""
-    command = [str(python_of("sglang")), str(HERE / file)]
+def run(file: str, *arguments: str, **settings: str) -> dict[str, Any]:
+    """The JSON that `file`, beside this one, prints. settings: further environment variables."""
+    command = [str(python_of("sglang")), str(HERE / file), *arguments]
     variables = environment("sglang", {"OMP_NUM_THREADS": "1", **settings})
     done = subprocess.run(command, env=variables, capture_output=True, text=True, timeout=240, check=False)
     assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-4000:]

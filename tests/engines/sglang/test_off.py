@@ -1,0 +1,92 @@
+"""What kvlingua refuses at start: one line says so, and SGLang runs as if the flag weren't there."""
+
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from demo.job import MODEL
+from engines.drivers.protocol import Ask
+from tests.engines.sglang.conftest import Launcher
+from tests.engines.sglang.in_engine import run
+from tests.engines.vllm.texts import length, text
+
+TEXT = text(90)
+
+
+@pytest.fixture(scope="module")
+def report() -> dict[str, Any]:
+    return run("arguments_process.py", str(MODEL))
+
+
+def test_arguments_that_are_not_understood_are_named(report: dict[str, Any]) -> None:
+    assert report["plain"] == "understood"
+    assert len(report["cases"]) > 10
+    for name, case in report["cases"].items():
+        assert case["named"] in case["outcome"], f"{name}: {case['outcome']}"
+
+
+def change_config(folder: Path, **changes: Any) -> Path:
+    shutil.copytree(MODEL, folder)
+    config = json.loads((folder / "config.json").read_text()) | changes
+    (folder / "config.json").write_text(json.dumps(config))
+    return folder
+
+
+def quantised(folder: Path) -> dict[str, Any]:
+    return {"engine": {"quantization": "w8a8_int8"}}
+
+
+def dynamic_rope(folder: Path) -> dict[str, Any]:
+    rope = {"rope_type": "dynamic", "factor": 2.0, "rope_theta": 500000.0}
+    return {"model": change_config(folder, rope_parameters=rope, rope_scaling=rope)}
+
+
+def dummy_weights(folder: Path) -> dict[str, Any]:
+    return {"engine": {"load_format": "dummy"}}
+
+
+def lora(folder: Path) -> dict[str, Any]:
+    return {"engine": {"enable_lora": True, "max_lora_rank": 8, "lora_target_modules": ["q_proj"]}}
+
+
+@pytest.mark.parametrize(
+    ("case", "line"),
+    [
+        (lora, "LoRA isn't supported yet (--enable-lora is True)"),
+        (dummy_weights, "dummy"),
+        (dynamic_rope, "dynamic"),
+    ],
+)
+def test_the_engine_runs_without_cache(
+    launch: Launcher, tmp_path: Path, case: Callable[[Path], dict[str, Any]], line: str
+) -> None:
+    with launch(tmp_path / "store", **case(tmp_path / "model")) as driver:
+        first, second = driver.generate(TEXT), driver.generate(TEXT)
+        assert first.answers[0].tokens == second.answers[0].tokens
+        assert (first.reused, first.local, first.computed) == (0, 0, length(TEXT))
+        assert (second.reused, second.local) == (0, length(TEXT) // 16 * 16), "SGLang's own prefix cache works"
+        said = [each for each in driver.log_text().splitlines() if "off: " in each]
+        assert len(said) == 1
+        assert line in said[0]
+        assert "impl=UnifiedRadixCache" in driver.log_text()
+        assert driver.metric_reaches("kvlingua_refusals_total", 1, adapter="sglang")
+    assert not (tmp_path / "store").exists()
+
+
+def test_input_embeddings(launch: Launcher, tmp_path: Path) -> None:
+    """SGLang takes them only without its radix cache, and then kvlingua is off: all their token ids are 1."""
+    with launch(tmp_path / "store", engine={"disable_radix_cache": True}) as driver:
+        embeds = [[float(position % 7 - 3)] * 128 for position in range(130)]
+        other = [[float(position % 5 - 2)] * 128 for position in range(130)]
+        replies = [
+            driver.generate(Ask([1] * 130, options={"request": {"input_embeds": one} if one else {}}))
+            for one in (embeds, other, None)
+        ]
+        assert len({tuple(reply.answers[0].tokens) for reply in replies}) == 3
+        assert [(reply.reused, reply.local) for reply in replies] == [(0, 0)] * 3
+        assert "off: SGLang's own prefix cache is disabled" in driver.log_text()
+    assert not (tmp_path / "store").exists()
