@@ -175,10 +175,21 @@ class StoreConformance:
     def test_a_used_chain_outlives_an_unused_one(self, tmp_path: Path) -> None:
         store = self.open(tmp_path, 1000)
         used, unused = key_of(0), key_of(1)
-        store.put_many([(used, [b"x" * 400]), (unused, [b"x" * 400])])
+        store.put_many([(used, [b"x" * 400])])
+        store.put_many([(unused, [b"x" * 400])])
         store.touch_chain([used])
         store.put_many([(key_of(2), [b"x" * 400])])
         assert store.exists_many([used, unused, key_of(2)]) == [True, False, True]
+        store.close()
+
+    def test_a_longer_chain_keeps_its_head_newest(self, tmp_path: Path) -> None:
+        store = self.open(tmp_path, 1000)
+        chain = [key_of(number) for number in range(4)]
+        for length in (2, 4):  # a prompt, then a longer one that begins with it
+            store.touch_chain(chain[:length])
+            store.put_many([(key, [b"x" * 100]) for key in chain[length - 2 : length]])
+        times = {entry.key: entry.mtime for entry in store.scan()}
+        assert [times[key] for key in chain] == sorted(times.values(), reverse=True)
         store.close()
 
     def test_a_chain_longer_than_the_store_keeps_its_head(self, tmp_path: Path) -> None:

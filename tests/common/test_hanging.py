@@ -17,29 +17,32 @@ from tests.hanging import hanging_folder
 TOKENS = list(range(96))
 
 
-def store_all(cache: KVCache, seed: int = 1) -> bool:
-    handle = cache.store(namespace(), TOKENS, Cache(namespace(), 96, seed=seed).view(), 0, 96)
-    return handle.committed.wait(10) and handle.stored == 6 and handle.error is None
+def fill(url: str) -> None:
+    """Store TOKENS while nothing hangs, however slow the machine is."""
+    with KVCache.open(Config(url=url, lookup_timeout_s=30)) as cache:
+        handle = cache.store(namespace(), TOKENS, Cache(namespace(), 96, seed=1).view(), 0, 96)
+        assert handle.committed.wait(30)
+        assert (handle.stored, handle.error) == (6, None)
 
 
 def test_lookups_and_loads_end_at_their_deadlines(tmp_path: Path) -> None:
     with hanging_folder(tmp_path) as folder:
-        config = Config(url=f"file://{folder.path}/store", lookup_timeout_s=0.3, load_timeout_s=0.4)
+        config = Config(url=f"file://{folder.path}/store", lookup_timeout_s=5, load_timeout_s=1)
+        fill(config.url)
         cache = KVCache.open(config)
-        assert store_all(cache)
         hit = cache.lookup(namespace(), TOKENS)
         assert hit.tokens == 96
         target = Cache(namespace(), 96)
         folder.freeze()
         began = time.monotonic()
-        with pytest.raises(StoreTimeout, match=r"within 0\.4 s"):
+        with pytest.raises(StoreTimeout, match="within 1 s"):
             cache.load(hit, target.view(), 0, 96)
-        assert 0.35 < time.monotonic() - began < 2
+        assert 0.9 < time.monotonic() - began < 4
         began = time.monotonic()
         for _ in range(100):  # the first has shown that it hangs
             with pytest.raises(StoreTimeout, match="hangs"):
                 cache.lookup(namespace(), TOKENS)
-        assert time.monotonic() - began < 0.3
+        assert time.monotonic() - began < 2  # not 100 times the deadline, nor once
         assert target.untouched()
         folder.thaw()
         deadline = time.monotonic() + 10
@@ -51,21 +54,22 @@ def test_lookups_and_loads_end_at_their_deadlines(tmp_path: Path) -> None:
                 assert time.monotonic() < deadline
                 time.sleep(0.02)
         assert target.untouched(), "the late thread wrote into the engine's memory"
-        cache.load(hit, target.view(), 0, 96)
+        with KVCache.open(Config(url=config.url, lookup_timeout_s=30)) as patient:
+            patient.load(hit, target.view(), 0, 96)
         assert target.same_tokens(Cache(namespace(), 96, seed=1), 0, 96)
-        assert cache.close()
+        assert cache.close(30)
 
 
 def test_stores_are_dropped_and_never_waited_for(tmp_path: Path) -> None:
     with hanging_folder(tmp_path) as folder:
         cache = KVCache.open(Config(url=f"file://{folder.path}/store", lookup_timeout_s=0.2))
-        assert store_all(cache)
+        fill(cache.config.url)
         folder.freeze()
         source = Cache(namespace(), 96, seed=2)
         for attempt in range(20):
             began = time.monotonic()
             handle = cache.store(namespace(), [attempt, *TOKENS[1:]], source.view(), 0, 96)
-            assert time.monotonic() - began < 1
+            assert time.monotonic() - began < 2
             assert handle.copied.is_set()
             assert isinstance(handle.error, StoreTimeout)
             assert handle.dropped == 6
