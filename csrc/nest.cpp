@@ -4,6 +4,23 @@
 #include <cstdlib>
 
 namespace kvl {
+namespace {
+
+// Rows of one element: neither side is contiguous where the other is.
+template <typename T>
+void copy_elements(char* target, const char* source, const Axis* loops) {
+    const Axis &w = loops[0], &x = loops[1], &y = loops[2], &z = loops[3];
+    for (int64_t h = 0; h < w.size; ++h)
+        for (int64_t i = 0; i < x.size; ++i)
+            for (int64_t j = 0; j < y.size; ++j) {
+                char* to = target + h * w.target + i * x.target + j * y.target;
+                const char* from = source + h * w.source + i * x.source + j * y.source;
+                for (int64_t k = 0; k < z.size; ++k, to += z.target, from += z.source)
+                    *reinterpret_cast<T*>(to) = *reinterpret_cast<const T*>(from);
+            }
+}
+
+}  // namespace
 
 Nest::Nest(const Axis (&axes)[kAxes], int64_t itemsize, const Kernels& kernels, bool stream)
     : kernels_(&kernels), stream_(stream), itemsize_(itemsize) {
@@ -50,21 +67,24 @@ Nest::Nest(const Axis (&axes)[kAxes], int64_t itemsize, const Kernels& kernels, 
             }
         }
     }
-    const int end = transpose_ ? 2 : 3;
-    for (int i = 0; i < depth; ++i) loops_[end - depth + i] = loop[i];
+    for (int i = 0; i < depth; ++i) loops_[kAxes - depth + i] = loop[i];
 }
 
 void Nest::run(char* target, const char* source, int64_t ahead) const {
-    if (!transpose_) {
-        (stream_ ? kernels_->stream_rows : kernels_->rows)(target, source, loops_, row_bytes_, ahead);
-        return;
+    if (transpose_) {
+        // Two of the four axes are taken, so that the first two loops are single steps.
+        const auto kernel = itemsize_ == 2 ? kernels_->transpose2 : kernels_->transpose4;
+        const Axis &x = loops_[2], &y = loops_[3];
+        for (int64_t i = 0; i < x.size; ++i)
+            for (int64_t j = 0; j < y.size; ++j)
+                kernel(target + i * x.target + j * y.target, cols_.target, source + i * x.source + j * y.source,
+                       rows_.source, rows_.size, cols_.size, ahead, stream_);
+    } else if (row_bytes_ == itemsize_) {
+        (itemsize_ == 2 ? copy_elements<uint16_t> : copy_elements<uint32_t>)(target, source, loops_);
+    } else {
+        // One axis is the row, so that the first loop is a single step.
+        (stream_ ? kernels_->stream_rows : kernels_->rows)(target, source, loops_ + 1, row_bytes_, ahead);
     }
-    const auto kernel = itemsize_ == 2 ? kernels_->transpose2 : kernels_->transpose4;
-    for (int64_t i = 0; i < loops_[0].size; ++i)
-        for (int64_t j = 0; j < loops_[1].size; ++j)
-            kernel(target + i * loops_[0].target + j * loops_[1].target, cols_.target,
-                   source + i * loops_[0].source + j * loops_[1].source, rows_.source, rows_.size, cols_.size, ahead,
-                   stream_);
 }
 
 }  // namespace kvl

@@ -25,8 +25,8 @@ class Nest {
     bool stream_ = false;
     bool transpose_ = false;
     int64_t itemsize_ = 0;
-    int64_t row_bytes_ = 0;                              // of a row copy
-    Axis loops_[3] = {{1, 0, 0}, {1, 0, 0}, {1, 0, 0}};  // slowest first; a transposition has the first two
+    int64_t row_bytes_ = 0;                                             // of a row copy
+    Axis loops_[kAxes] = {{1, 0, 0}, {1, 0, 0}, {1, 0, 0}, {1, 0, 0}};  // what is left, slowest first
     Axis rows_{1, 0, 0};  // of a transposition: the axis that is contiguous in the target
     Axis cols_{1, 0, 0};  // of a transposition: the axis that is contiguous in the source
 };

@@ -132,11 +132,13 @@ template <class Wide, int kItem>
 void transpose(char* dst, int64_t dst_stride, const char* src, int64_t src_stride, int64_t rows, int64_t cols,
                int64_t ahead, bool stream) {
     // Only whole lines are worth streaming: rows of the target that fill them, or that follow each other without a gap.
+    // A streaming store wants an address that is a multiple of its vector's size.
     const int64_t bytes = rows * kItem;
-    const bool lines = bytes % 64 == 0 || (dst_stride == bytes && bytes % 32 == 0);
-    const int64_t aligned = reinterpret_cast<intptr_t>(dst) | dst_stride;
-    if (stream && lines && aligned % (bytes % 64 == 0 ? 64 : 32) == 0)
+    const int64_t odd = reinterpret_cast<intptr_t>(dst) | dst_stride | bytes;
+    if (stream && odd % 64 == 0)
         transpose_tiles<Wide, kItem, true>(dst, dst_stride, src, src_stride, rows, cols, ahead);
+    else if (stream && odd % 32 == 0 && dst_stride == bytes)
+        transpose_tiles<V32, kItem, true>(dst, dst_stride, src, src_stride, rows, cols, ahead);
     else
         transpose_tiles<Wide, kItem, false>(dst, dst_stride, src, src_stride, rows, cols, ahead);
 }

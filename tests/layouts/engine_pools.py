@@ -6,7 +6,7 @@ Everything holds bits (int16 or int32), one tensor [T, heads, width] per layer a
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 
@@ -41,6 +41,7 @@ class EnginePool:
     """Memory of one engine: `memory` are whole allocations, with guard elements before and behind what is used.
 
     pad: elements between blocks that belong to nobody (for `hf`: tokens of a longer buffer behind each head).
+    guard: elements; torch's memory begins on a cache line, so that this decides on which 16, 32 or 64 bytes ours does.
     """
 
     name: str
@@ -50,8 +51,7 @@ class EnginePool:
     blocks: int
     pad: int = 0
     seed: int = 0
-
-    GUARD = 24  # elements; no multiple of a cache line
+    guard: int = 24
 
     def __post_init__(self) -> None:
         self.k_dim, self.v_dim = (plane.width for plane in self.geometry.planes)
@@ -59,14 +59,14 @@ class EnginePool:
         self.used: list[torch.Tensor] = []
         for index, size in enumerate(self._sizes()):
             whole = random_bits(
-                size + 2 * self.GUARD, itemsize=self.geometry.itemsize, seed=1000 * (self.seed + 1) + index
+                size + 2 * self.guard, itemsize=self.geometry.itemsize, seed=1000 * (self.seed + 1) + index
             )
             self.memory.append(whole)
-            self.used.append(whole[self.GUARD : self.GUARD + size])
+            self.used.append(whole[self.guard : self.guard + size])
 
     def clone(self) -> EnginePool:
         """The same pool with memory of its own."""
-        twin = EnginePool(self.name, self.geometry, self.extent, self.page, self.blocks, self.pad, self.seed)
+        twin = replace(self)
         for ours, theirs in zip(self.memory, twin.memory, strict=True):
             theirs.copy_(ours)
         return twin

@@ -12,14 +12,14 @@ import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from kvlingua.layouts import FORMATS, Extent, Geometry, convert, native
+from kvlingua.layouts import FORMATS, Buffer, Extent, Geometry, convert, native
 from kvlingua.layouts.plan import Plan, make_plan
-from tests.layouts.engine_pools import EnginePool, random_content
+from tests.layouts.engine_pools import EnginePool, random_bits, random_content
 
 DIMS = (32, 64, 80, 96, 128, 256)
 PAGES = (1, 16, 32, 64, 128)
 PAIRS = [(source, target) for source in FORMATS for target in FORMATS]
-KERNELS: tuple[native.Kernels, ...] = ("best", "portable", "avx2", "avx512")
+KERNELS: tuple[native.Kernels, ...] = ("portable", "avx2", "avx512")
 
 
 @dataclass(frozen=True)
@@ -36,8 +36,8 @@ class Copy:
     tokens: int
     source_pad: int
     target_pad: int
-    kernels: native.Kernels
-    stream_bytes: int
+    source_guard: int
+    target_guard: int
     seed: int
 
 
@@ -68,16 +68,16 @@ def copies(draw: st.DrawFn) -> Copy:
         source_start=draw(st.just(0) | st.integers(0, 70)),
         target_start=draw(st.just(0) | st.integers(0, 70)),
         tokens=draw(st.integers(1, 150)),
-        source_pad=draw(st.sampled_from((0, 0, 8, 37))),
-        target_pad=draw(st.sampled_from((0, 0, 8, 37))),
-        kernels=draw(st.sampled_from(KERNELS)),
-        stream_bytes=draw(st.sampled_from((0, 1))),
+        source_pad=draw(st.sampled_from((0, 0, 8, 32, 37))),
+        target_pad=draw(st.sampled_from((0, 0, 8, 32, 37))),
+        source_guard=draw(st.sampled_from((32, 16, 24, 27))),
+        target_guard=draw(st.sampled_from((32, 16, 24, 27))),
         seed=draw(st.integers(0, 2**16)),
     )
 
 
 def pool_and_table(
-    name: str, extent: Extent, page: int, stop: int, pad: int, copy: Copy
+    name: str, extent: Extent, page: int, stop: int, pad: int, guard: int, copy: Copy
 ) -> tuple[EnginePool, list[int]]:
     """A pool with a few blocks more than [0, stop) needs, and those blocks in random order."""
     if name == "hf":
@@ -86,23 +86,24 @@ def pool_and_table(
         blocks = -(-stop // page) + 2
     order = list(range(blocks))
     random.Random(copy.seed).shuffle(order)
-    return EnginePool(name, copy.geometry, extent, page, blocks, pad, copy.seed), order
+    return EnginePool(name, copy.geometry, extent, page, blocks, pad, copy.seed, guard), order
 
 
 def supported(kernels: native.Kernels) -> bool:
-    """Whether this CPU has them (`best` always)."""
-    order = ("portable", "avx2", "avx512")
+    """Whether this CPU has them."""
     best = native.describe().rsplit(" ", 1)[-1]
-    return kernels == "best" or order.index(kernels) <= order.index(best)
+    return native.KERNELS[kernels] <= native.KERNELS[best]
 
 
 def check(source_name: str, target_name: str, copy: Copy) -> None:
     """Both backends write exactly what the golden form of the target says, and not one byte else."""
+    stop = copy.source_start + copy.tokens
     source, source_table = pool_and_table(
-        source_name, copy.source_extent, copy.source_page, copy.source_start + copy.tokens, copy.source_pad, copy
+        source_name, copy.source_extent, copy.source_page, stop, copy.source_pad, copy.source_guard, copy
     )
+    stop = copy.target_start + copy.tokens
     target, target_table = pool_and_table(
-        target_name, copy.target_extent, copy.target_page, copy.target_start + copy.tokens, copy.target_pad, copy
+        target_name, copy.target_extent, copy.target_page, stop, copy.target_pad, copy.target_guard, copy
     )
     common = copy.source_extent.intersect(copy.target_extent)
     assert common is not None
@@ -114,16 +115,19 @@ def check(source_name: str, target_name: str, copy: Copy) -> None:
 
     by_torch = target.clone()
     view = source.pool().view(source_table, copy.source_start, copy.source_start + copy.tokens)
-    stop = copy.target_start + copy.tokens
     convert(view, by_torch.pool().view(target_table, copy.target_start, stop), backend="torch")
     for got, wanted in zip(by_torch.memory, expected.memory, strict=True):
         assert torch.equal(got, wanted), "torch reference"
 
     plan = make_plan(view, target.pool().view(target_table, copy.target_start, stop))
-    kernels: native.Kernels = copy.kernels if supported(copy.kernels) else "portable"
-    native.run(plan, kernels=kernels, stream_bytes=copy.stream_bytes)
-    for got, wanted in zip(target.memory, expected.memory, strict=True):
-        assert torch.equal(got, wanted), f"native library, {kernels}"
+    untouched = target.clone()
+    for kernels in filter(supported, KERNELS):
+        for stream_bytes in (0, 1):
+            for memory, old in zip(target.memory, untouched.memory, strict=True):
+                memory.copy_(old)
+            native.run(plan, kernels=kernels, stream_bytes=stream_bytes)
+            for got, wanted in zip(target.memory, expected.memory, strict=True):
+                assert torch.equal(got, wanted), f"native library, {kernels}, {stream_bytes=}"
     for got, wanted in zip(source.memory, before.memory, strict=True):
         assert torch.equal(got, wanted), "the source was written"
 
@@ -147,9 +151,12 @@ def test_there_are_64_pairs() -> None:
 @pytest.mark.parametrize("dim", DIMS)
 @pytest.mark.parametrize("page", PAGES)
 def test_each_page_and_head_dim(page: int, dim: int, dtype: str) -> None:
-    """The grid itself, in the pairs with the most different loops: a ragged range, all kernels."""
-    for index, (source, target) in enumerate(
-        (("vllm_cpu_vec", "canonical"), ("canonical", "vllm_cpu_vec"), ("sglang_nhd", "hf"), ("hf", "vllm_lbnhc"))
+    """The grid itself, aligned as engines align, in the pairs with the most different loops; all kernels."""
+    for source, target in (
+        ("vllm_cpu_vec", "canonical"),
+        ("canonical", "vllm_cpu_vec"),
+        ("sglang_nhd", "hf"),
+        ("hf", "vllm_lbnhc"),
     ):
         geometry = Geometry.kv(2, 2, dim, dtype)
         copy = Copy(
@@ -163,8 +170,8 @@ def test_each_page_and_head_dim(page: int, dim: int, dtype: str) -> None:
             tokens=page + 19,
             source_pad=0,
             target_pad=0,
-            kernels=KERNELS[(index + DIMS.index(dim)) % len(KERNELS)],
-            stream_bytes=1,
+            source_guard=32,
+            target_guard=32,
             seed=page,
         )
         check(source, target, copy)
@@ -180,6 +187,57 @@ def test_the_check_notices_a_wrong_bit(monkeypatch: pytest.MonkeyPatch) -> None:
 
     monkeypatch.setattr(native, "run", wrong)
     geometry = Geometry.kv(1, 1, 32, "float32")
-    copy = Copy(geometry, geometry.full, geometry.full, 16, 16, 0, 0, 16, 0, 0, "best", 0, 1)
+    copy = Copy(geometry, geometry.full, geometry.full, 16, 16, 0, 0, 16, 0, 0, 32, 32, 1)
     with pytest.raises(AssertionError, match="native library"):
         check("hf", "sglang_hnd", copy)
+
+
+@settings(max_examples=100, deadline=None)
+@given(data=st.data())
+def test_any_strides(data: st.DataObject) -> None:
+    """Gaps along any axis, dim included, so that nothing need be contiguous anywhere: library against reference."""
+    geometry = Geometry.kv(
+        data.draw(st.integers(1, 3)), data.draw(st.integers(1, 3)), data.draw(st.integers(1, 40)), "bfloat16"
+    )
+    tokens = data.draw(st.integers(1, 40))
+    views = []
+    for seed in range(2):
+        layout = FORMATS[data.draw(st.sampled_from(sorted(FORMATS)))]
+        page = data.draw(st.integers(1, 20)) if "block" in layout.axes("k") else tokens
+        blocks = -(-tokens // page)
+        count = {(): 1, ("layer",): geometry.layers}.get(layout.separate, 2 * geometry.layers)
+        nbytes = 2**20 // count
+        memory = [random_bits(nbytes // 2, itemsize=2, seed=100 * seed + i) for i in range(count)]
+        sizes = {"layer": geometry.layers, "block": blocks, "head": geometry.kv_heads, "token": page}
+        strides: dict[str, int] = {}
+        inside = 2
+        gaps = st.sampled_from((0, 0, 0, 2, 10))
+        for plane, axes in layout.groups:
+            extent = 2
+            for axis in reversed(axes):
+                strides[f"{plane}.{axis}"] = extent + data.draw(gaps)
+                extent = strides[f"{plane}.{axis}"] * sizes.get(axis, geometry.planes[0].width)
+            inside = extent if plane == "k" else inside + extent
+        for axis in reversed(layout.shared):
+            strides[axis] = inside + data.draw(gaps)
+            inside = strides[axis] * sizes.get(axis, geometry.planes[0].width)
+        pool = layout.pool(
+            geometry,
+            geometry.full,
+            page=page,
+            blocks=blocks,
+            buffers=[Buffer.of(part) for part in memory],
+            strides=strides,
+        )
+        order = list(range(blocks))
+        random.Random(seed).shuffle(order)
+        views.append((pool.view(order, 0, tokens), memory))
+    (source, _), (target, memory) = views
+    before = [part.clone() for part in memory]
+    convert(source, target, backend="torch")
+    wanted = [part.clone() for part in memory]
+    for part, old in zip(memory, before, strict=True):
+        part.copy_(old)
+    native.run(make_plan(source, target), stream_bytes=data.draw(st.sampled_from((0, 1))))
+    for got, right in zip(memory, wanted, strict=True):
+        assert torch.equal(got, right)
