@@ -3,6 +3,8 @@ PYTHON ?= python3
 ENGINES ?= hf,vllm,sglang
 VENV := .venv
 PY := $(VENV)/bin/python
+# Two processes, a file at a time: an engine keeps about one core busy.
+PYTEST := $(PY) -m pytest --numprocesses 2 --dist loadfile
 comma := ,
 OTHER_ENGINES := $(filter-out hf,$(subst $(comma), ,$(ENGINES)))
 
@@ -68,10 +70,11 @@ format: setup ## rewrite the sources in the project's style
 	$(VENV)/bin/clang-format -i $(FORMATTED)
 
 test: check engines site ## everything: make check, all tests, real engines
-	$(PY) -m pytest
+	$(PYTEST) -m 'not engine'
+	$(PYTEST) -m engine
 
 test-fast: check ## make check and the tests that start no engine
-	$(PY) -m pytest -m 'not engine'
+	$(PYTEST) -m 'not engine'
 
 engines: setup ## build the environments of vLLM and SGLang in the user's cache folder
 	@$(PY) -m engines build

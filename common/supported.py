@@ -1,4 +1,4 @@
-"""Which versions of which engines kvlingua was run with. The adapters refuse others by name; `kvlingua doctor` lists them."""
+"""Which versions of which engines kvlingua was run with: the adapters refuse others by name, doctor lists them."""
 
 from dataclasses import dataclass
 from importlib import metadata
@@ -8,8 +8,8 @@ from importlib import metadata
 class Engine:
     """An engine and how its installed version is found.
 
-    distributions: names on PyPI, the first one installed counts. releases: prefixes of supported versions, such as `0.32`
-    for 0.32.0 and 0.32.1.
+    distributions: names on PyPI, the first one installed counts. releases: prefixes of supported versions, such as
+    `0.32` for 0.32.0 and 0.32.1.
     """
 
     name: str
