@@ -106,7 +106,7 @@ class Driver:
             self._command({"command": "generate", "asks": [asdict(ask) for ask in asks]}, timeout)["reply"]
         )
 
-    def call(self, method: str, **arguments: Any) -> Any:
+    def call(self, method: str, /, **arguments: Any) -> Any:
         """Something only this engine knows, e.g. vLLM's reset_prefix_cache."""
         return self._command({"command": "call", "method": method, "arguments": arguments}, ANSWER_SECONDS).get("value")
 
