@@ -1,6 +1,7 @@
 // The entry: a plan is checked, kernels are chosen, the tokens are shared out among threads.
+#include <algorithm>
+#include <exception>
 #include <new>
-#include <system_error>
 #include <thread>
 #include <vector>
 
@@ -14,32 +15,19 @@ namespace {
 
 constexpr int64_t kStreamBytes = 16 << 20;  // about where an output no longer fits in the last-level cache
 constexpr int64_t kThreadBytes = 1 << 20;   // less than this isn't worth a thread
-void copy_in_threads(const kvl_plan& plan, const Kernels& kernels, bool stream, int64_t threads) {
-    const auto share = [&](int64_t i) { return plan.tokens / threads * i + plan.tokens % threads * i / threads; };
-    std::vector<std::thread> others;
-    std::vector<int> failed(static_cast<size_t>(threads), 0);
-    int64_t started = 1;
+
+// Runs the first copy here and the others in threads of their own.
+void run_all(std::vector<Copy>& copies) {
+    std::vector<std::thread> threads;
+    threads.reserve(copies.size());
+    size_t next = 1;
     try {
-        others.reserve(static_cast<size_t>(threads));
-        for (; started < threads; ++started)
-            others.emplace_back([&, i = started] {
-                try {
-                    copy_tokens(plan, kernels, stream, share(i), share(i + 1));
-                } catch (const std::bad_alloc&) {
-                    failed[static_cast<size_t>(i)] = 1;
-                }
-            });
-    } catch (const std::system_error&) {  // no more threads to be had: the rest is done here
+        for (; next < copies.size(); ++next) threads.emplace_back([&copy = copies[next]] { copy.run(); });
+    } catch (const std::exception&) {  // no more threads, or no memory for one: the rest is done here
     }
-    try {
-        copy_tokens(plan, kernels, stream, 0, share(1));
-        if (started < threads) copy_tokens(plan, kernels, stream, share(started), plan.tokens);
-    } catch (const std::bad_alloc&) {
-        failed[0] = 1;
-    }
-    for (std::thread& thread : others) thread.join();
-    for (int one : failed)
-        if (one) throw std::bad_alloc();
+    copies[0].run();
+    for (; next < copies.size(); ++next) copies[next].run();
+    for (std::thread& thread : threads) thread.join();
 }
 
 int32_t convert(const kvl_plan* plan) {
@@ -53,11 +41,12 @@ int32_t convert(const kvl_plan* plan) {
     bytes *= plan->itemsize * plan->heads * plan->layers * plan->tokens;
     const bool stream = bytes >= (plan->stream_bytes ? plan->stream_bytes : kStreamBytes);
     int64_t threads = bytes / kThreadBytes < plan->threads ? bytes / kThreadBytes : plan->threads;
-    if (threads > plan->tokens) threads = plan->tokens;
-    if (threads > 1)
-        copy_in_threads(*plan, *kernels, stream, threads);
-    else
-        copy_tokens(*plan, *kernels, stream, 0, plan->tokens);
+    threads = std::max<int64_t>(1, std::min(threads, plan->tokens));
+    std::vector<Copy> copies;
+    copies.reserve(static_cast<size_t>(threads));
+    const auto share = [&](int64_t i) { return plan->tokens / threads * i + plan->tokens % threads * i / threads; };
+    for (int64_t i = 0; i < threads; ++i) copies.emplace_back(*plan, *kernels, stream, share(i), share(i + 1));
+    run_all(copies);
     return KVL_OK;
 }
 

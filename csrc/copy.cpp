@@ -4,32 +4,13 @@
 
 #include <algorithm>
 #include <cstdlib>
-#include <vector>
-
-#include "nest.h"
-#include "runs.h"
 
 namespace kvl {
 namespace {
 
 constexpr int64_t kAheadBytes = 8 << 10;  // memory is fetched so far ahead of the copy, at least
-constexpr int kAheadItems = 16;           // but no more items than this
 
 int64_t distance(uint64_t from, uint64_t to) { return static_cast<int64_t>(to - from); }
-
-// One plane, or two that are woven into each other.
-struct Part {
-    const kvl_plane* plane;
-    int64_t planes;
-    std::vector<Nest> nests;   // one for each length of neighbouring runs
-    std::vector<size_t> nest;  // for each run the index of its nest
-};
-
-// One call of a nest.
-struct Item {
-    const Nest* nest;
-    uint64_t target, source;
-};
 
 // How many planes from `plane` on are visited together, as an axis of the nest: two that have the same strides, lie at
 // the same distance in every layer, and share blocks on one side, so that apart they would take each block twice.
@@ -49,123 +30,101 @@ int64_t woven_planes(const kvl_plane* plane, const kvl_plane* end, int64_t layer
     return std::llabs(source) < a.source.block || std::llabs(target) < a.target.block ? 2 : 1;
 }
 
-class Copy {
-  public:
-    Copy(const kvl_plan& plan, const Kernels& kernels, bool stream, int64_t first, int64_t last)
-        : plan_(plan), runs_(find_runs(plan, first, last)) {
-        // Heads that lie outside tokens are visited one by one, all runs of a source block at a time.
-        const kvl_side& side = plan.plane[0].source;
-        by_head_ = plan.heads > 1 && side.head > side.token;
-        for (size_t i = 0; i < runs_.size(); ++i)
-            if (i == 0 || !by_head_ || runs_[i].source_block != runs_[i - 1].source_block) groups_.push_back(i);
-        const kvl_plane* end = plan.plane + plan.planes;
-        for (const kvl_plane* plane = plan.plane; plane < end; plane += parts_.back().planes) {
-            parts_.push_back({plane, woven_planes(plane, end, plan.layers), {}, {}});
-            fill(&parts_.back(), kernels, stream);
-        }
-        int64_t shortest = plan.tokens;
-        for (const Run& run : runs_) shortest = std::min(shortest, run.tokens);
-        const int64_t bytes = shortest * plan.plane[0].width * plan.itemsize * (by_head_ ? 1 : plan.heads);
-        ahead_items_ = static_cast<int>(std::min<int64_t>(kAheadItems, kAheadBytes / bytes + 1));
-    }
-
-    void run() {
-        // Four loops over groups of runs, parts, layers and heads, the one with the source's widest step outermost.
-        enum { kGroup, kPart, kLayer, kHead, kLoops };
-        struct Loop {
-            int which;
-            int64_t size, step;
-        };
-        const kvl_side& side = plan_.plane[0].source;
-        const auto part = [&](size_t i) { return parts_[i].plane->source.base[0]; };
-        Loop loops[kLoops] = {
-            {kLayer, plan_.layers, plan_.layers > 1 ? std::llabs(distance(side.base[0], side.base[1])) : 0},
-            {kPart, static_cast<int64_t>(parts_.size()),
-             parts_.size() > 1 ? std::llabs(distance(part(0), part(1))) : 0},
-            {kGroup, static_cast<int64_t>(groups_.size()), side.block},
-            {kHead, by_head_ ? plan_.heads : 1, side.head},
-        };
-        std::stable_sort(loops, loops + kLoops, [](const Loop& a, const Loop& b) { return a.step > b.step; });
-        int64_t at[kLoops];
-        for (at[loops[0].which] = 0; at[loops[0].which] < loops[0].size; ++at[loops[0].which])
-            for (at[loops[1].which] = 0; at[loops[1].which] < loops[1].size; ++at[loops[1].which])
-                for (at[loops[2].which] = 0; at[loops[2].which] < loops[2].size; ++at[loops[2].which])
-                    for (at[loops[3].which] = 0; at[loops[3].which] < loops[3].size; ++at[loops[3].which])
-                        visit(parts_[static_cast<size_t>(at[kPart])], static_cast<size_t>(at[kGroup]), at[kLayer],
-                              at[kHead]);
-        for (int i = 0; i < waiting_; ++i) {
-            const Item& item = ring_[(next_ + kAheadItems - waiting_ + i) % kAheadItems];
-            execute(item, kAheadBytes);
-        }
-    }
-
-  private:
-    void fill(Part* part, const Kernels& kernels, bool stream) {
-        const kvl_plane& plane = *part->plane;
-        const kvl_side &s = plane.source, &t = plane.target;
-        const bool woven = part->planes > 1;
-        const kvl_plane& other = part->plane[woven ? 1 : 0];
-        const int64_t heads = by_head_ ? 1 : plan_.heads;
-        part->nest.reserve(runs_.size());
-        int64_t tokens = 0;
-        for (const Run& run : runs_) {
-            if (run.tokens != tokens) {
-                tokens = run.tokens;
-                const Axis axes[] = {{part->planes, distance(s.base[0], other.source.base[0]),
-                                      distance(t.base[0], other.target.base[0])},
-                                     {heads, s.head, t.head},
-                                     {tokens, s.token, t.token},
-                                     {plane.width, s.dim, t.dim}};
-                part->nests.emplace_back(axes, plan_.itemsize, kernels, stream);
-            }
-            part->nest.push_back(part->nests.size() - 1);
-        }
-    }
-
-    void visit(const Part& part, size_t group, int64_t layer, int64_t head) {
-        const kvl_side &s = part.plane->source, &t = part.plane->target;
-        const uint64_t source = s.base[layer] + static_cast<uint64_t>(head * s.head);
-        const uint64_t target = t.base[layer] + static_cast<uint64_t>(head * t.head);
-        const size_t end = group + 1 < groups_.size() ? groups_[group + 1] : runs_.size();
-        for (size_t i = groups_[group]; i < end; ++i) {
-            const Run& run = runs_[i];
-            push({&part.nests[part.nest[i]],
-                  target + static_cast<uint64_t>(run.target_block * t.block + run.target_token * t.token),
-                  source + static_cast<uint64_t>(run.source_block * s.block + run.source_token * s.token)});
-        }
-    }
-
-    // Items wait in a ring until it is known what comes some items later, which is fetched while they are copied.
-    void push(const Item& item) {
-        if (waiting_ == ahead_items_) {
-            const Item& first = ring_[(next_ + kAheadItems - waiting_) % kAheadItems];
-            execute(first, distance(first.source, item.source));
-            --waiting_;
-        }
-        ring_[next_] = item;
-        next_ = (next_ + 1) % kAheadItems;
-        ++waiting_;
-    }
-
-    static void execute(const Item& item, int64_t ahead) {
-        item.nest->run(reinterpret_cast<char*>(item.target), reinterpret_cast<const char*>(item.source), ahead);
-    }
-
-    const kvl_plan& plan_;
-    std::vector<Run> runs_;
-    std::vector<size_t> groups_;  // the first run of each
-    std::vector<Part> parts_;
-    bool by_head_ = false;
-    int ahead_items_ = 1;
-    Item ring_[kAheadItems] = {};
-    int next_ = 0, waiting_ = 0;
-};
-
 }  // namespace
 
-void copy_tokens(const kvl_plan& plan, const Kernels& kernels, bool stream, int64_t first, int64_t last) {
-    Copy(plan, kernels, stream, first, last).run();
-    if (stream) kernels.fence();
+Copy::Copy(const kvl_plan& plan, const Kernels& kernels, bool stream, int64_t first, int64_t last)
+    : plan_(plan), kernels_(kernels), stream_(stream), runs_(find_runs(plan, first, last)) {
+    // Heads that lie outside tokens are visited one by one, all runs of a source block at a time.
+    const kvl_side& side = plan.plane[0].source;
+    by_head_ = plan.heads > 1 && side.head > side.token;
+    for (size_t i = 0; i < runs_.size(); ++i)
+        if (i == 0 || !by_head_ || runs_[i].source_block != runs_[i - 1].source_block) groups_.push_back(i);
+    const kvl_plane* end = plan.plane + plan.planes;
+    for (const kvl_plane* plane = plan.plane; plane < end; plane += parts_.back().planes) {
+        parts_.push_back({plane, woven_planes(plane, end, plan.layers), {}, {}});
+        fill(&parts_.back(), kernels, stream);
+    }
+    const int64_t tokens = (last - first) / static_cast<int64_t>(runs_.size());  // of an average run
+    const int64_t bytes = tokens * plan.plane[0].width * plan.itemsize * (by_head_ ? 1 : plan.heads);
+    ahead_ = static_cast<int>(std::min<int64_t>(kMostAhead, kAheadBytes / bytes + 1));
+}
+
+void Copy::run() {
+    // Four loops over groups of runs, parts, layers and heads, the one with the source's widest step outermost.
+    enum { kGroup, kPart, kLayer, kHead, kLoops };
+    struct Loop {
+        int which;
+        int64_t size, step;
+    };
+    const kvl_side& side = plan_.plane[0].source;
+    const auto part = [&](size_t i) { return parts_[i].plane->source.base[0]; };
+    Loop loops[kLoops] = {
+        {kLayer, plan_.layers, plan_.layers > 1 ? std::llabs(distance(side.base[0], side.base[1])) : 0},
+        {kPart, static_cast<int64_t>(parts_.size()), parts_.size() > 1 ? std::llabs(distance(part(0), part(1))) : 0},
+        {kGroup, static_cast<int64_t>(groups_.size()), side.block},
+        {kHead, by_head_ ? plan_.heads : 1, side.head},
+    };
+    std::stable_sort(loops, loops + kLoops, [](const Loop& a, const Loop& b) { return a.step > b.step; });
+    int64_t at[kLoops];
+    for (at[loops[0].which] = 0; at[loops[0].which] < loops[0].size; ++at[loops[0].which])
+        for (at[loops[1].which] = 0; at[loops[1].which] < loops[1].size; ++at[loops[1].which])
+            for (at[loops[2].which] = 0; at[loops[2].which] < loops[2].size; ++at[loops[2].which])
+                for (at[loops[3].which] = 0; at[loops[3].which] < loops[3].size; ++at[loops[3].which])
+                    visit(parts_[static_cast<size_t>(at[kPart])], static_cast<size_t>(at[kGroup]), at[kLayer],
+                          at[kHead]);
+    for (; waiting_; --waiting_) execute(ring_[(next_ + kMostAhead - waiting_) % kMostAhead], kAheadBytes);
+    if (stream_) kernels_.fence();
+}
+
+void Copy::fill(Part* part, const Kernels& kernels, bool stream) {
+    const kvl_plane& plane = *part->plane;
+    const kvl_side &s = plane.source, &t = plane.target;
+    const bool woven = part->planes > 1;
+    const kvl_plane& other = part->plane[woven ? 1 : 0];
+    const int64_t heads = by_head_ ? 1 : plan_.heads;
+    part->nest.reserve(runs_.size());
+    int64_t tokens = 0;
+    for (const Run& run : runs_) {
+        if (run.tokens != tokens) {
+            tokens = run.tokens;
+            const Axis axes[] = {
+                {part->planes, distance(s.base[0], other.source.base[0]), distance(t.base[0], other.target.base[0])},
+                {heads, s.head, t.head},
+                {tokens, s.token, t.token},
+                {plane.width, s.dim, t.dim}};
+            part->nests.emplace_back(axes, plan_.itemsize, kernels, stream);
+        }
+        part->nest.push_back(part->nests.size() - 1);
+    }
+}
+
+void Copy::visit(const Part& part, size_t group, int64_t layer, int64_t head) {
+    const kvl_side &s = part.plane->source, &t = part.plane->target;
+    const uint64_t source = s.base[layer] + static_cast<uint64_t>(head * s.head);
+    const uint64_t target = t.base[layer] + static_cast<uint64_t>(head * t.head);
+    const size_t end = group + 1 < groups_.size() ? groups_[group + 1] : runs_.size();
+    for (size_t i = groups_[group]; i < end; ++i) {
+        const Run& run = runs_[i];
+        push({&part.nests[part.nest[i]],
+              target + static_cast<uint64_t>(run.target_block * t.block + run.target_token * t.token),
+              source + static_cast<uint64_t>(run.source_block * s.block + run.source_token * s.token)});
+    }
+}
+
+// Items wait until it is known what comes some items later, which is fetched while they are copied.
+void Copy::push(const Item& item) {
+    if (waiting_ == ahead_) {
+        const Item& first = ring_[(next_ + kMostAhead - waiting_) % kMostAhead];
+        execute(first, distance(first.source, item.source));
+        --waiting_;
+    }
+    ring_[next_] = item;
+    next_ = (next_ + 1) % kMostAhead;
+    ++waiting_;
+}
+
+void Copy::execute(const Item& item, int64_t ahead) {
+    item.nest->run(reinterpret_cast<char*>(item.target), reinterpret_cast<const char*>(item.source), ahead);
 }
 
 }  // namespace kvl
