@@ -11,7 +11,6 @@ from kvlingua.common.supported import SGLANG
 # where it lies, or moves it too, and isn't understood here. Read from SGLang 0.5.23's whole list.
 _REQUIRED: tuple[tuple[str, tuple[object, ...], str], ...] = (
     ("device", ("cpu",), "only the CPU is supported so far"),
-    ("disable_radix_cache", (False,), "SGLang's own prefix cache is disabled, and kvlingua loads through it"),
     ("tp_size", (1,), "tensor parallelism isn't supported yet"),
     ("pp_size", (1,), "pipeline parallelism isn't supported yet"),
     ("enable_dp_attention", (False,), "attention data parallelism isn't supported yet"),
@@ -58,6 +57,7 @@ _REQUIRED: tuple[tuple[str, tuple[object, ...], str], ...] = (
     ("kv_canary", ("none",), "SGLang's canary writes into the KV cache"),
     ("forward_hooks", (None, []), "hooks in the model may change what it computes"),
     ("debug_tensor_dump_input_file", (None,), "the model's input is replaced by a file"),
+    ("disable_radix_cache", (False,), "SGLang's own prefix cache is disabled, and kvlingua loads through it"),
 )
 
 # Attention over all tokens, on a CPU.

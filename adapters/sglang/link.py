@@ -15,6 +15,7 @@ from kvlingua.common.cache import KVCache
 from kvlingua.common.errors import LoadError, UnsupportedError
 from kvlingua.common.fingerprint import FingerprintTask
 from kvlingua.common.guard import Guard
+from kvlingua.common.metrics import refused
 from kvlingua.common.model import ModelDescription
 from kvlingua.common.namespace import Namespace
 from kvlingua.common.prefix import reusable_tokens
@@ -34,7 +35,7 @@ class Link:
         self._pool = pool
         self._guard = guard
         self._namespace: Namespace | None = None
-        self._off: str | None = None
+        self._off = False
         self._memos: dict[str, Memo] = {}
         self._loads = cache.config.role != "producer"
         self._stores = cache.config.role != "consumer"
@@ -44,11 +45,12 @@ class Link:
         work = ("start", None, self._identify)
         threading.Thread(target=self._guard.run, args=work, name="kvlingua-start", daemon=True).start()
 
-    def switch_off(self, reason: str) -> None:
-        """No look-ups, loads and stores any more, until the engine is started anew."""
-        if self._off is None:
-            self._off = reason
-            log.logger.warning("kvlingua: off: %s", reason)
+    def switch_off(self, reason: str, message: str) -> None:
+        """No look-ups, loads and stores any more, until the engine is started anew. `reason`: a code for metrics."""
+        if not self._off:
+            self._off = True
+            refused(self._guard.adapter, reason)
+            log.logger.warning("kvlingua: off: %s", message)
 
     def promise(self, request: Any, tokens: array[int], limit: int, have: int) -> int:
         """How many leading tokens of `tokens` the request may count on; 0 if that is no more than `have`.
@@ -91,20 +93,20 @@ class Link:
 
     @property
     def _active(self) -> Namespace | None:
-        return None if self._off is not None else self._namespace
+        return None if self._off else self._namespace
 
     def _identify(self) -> None:
         config = self._cache.config
         task = FingerprintTask(self._description, config)
         fingerprint = task.wait(None)
         if fingerprint is None:
-            self.switch_off(str(task.error))
+            self.switch_off("fingerprint", f"the weights have no fingerprint: {task.error}")
             return
         namespace = self._description.namespace(
             fingerprint, chunk_tokens=config.chunk_tokens, layers_per_shard=config.layers_per_shard
         )
         self._namespace = namespace
-        if self._off is not None:
+        if self._off:
             return
         log.logger.info(
             "kvlingua: on: SGLang, namespace %s, layout %s, page %d, store %s",
@@ -113,9 +115,17 @@ class Link:
             self._pool.page,
             self._cache.describe(),
         )
+        self._guard.run("nearest", None, self._say_nearest, namespace)
+
+    def _say_nearest(self, namespace: Namespace) -> None:
         nearest = self._cache.nearest(namespace)
         if nearest is not None:
-            log.logger.info("kvlingua: nearest other namespace in the store: %s", "; ".join(nearest[1]))
+            other, differences = nearest
+            log.logger.info(
+                "kvlingua: the nearest other namespace in the store is %s: %s",
+                other.digest[:12],
+                "; ".join(differences),
+            )
 
     def _memo(self, request: Any) -> Memo:
         memo = self._memos.get(request.rid)

@@ -22,7 +22,8 @@ def connect(context: Any) -> Link | None:
     if isinstance(outcome, Link):
         outcome.start()
         return outcome
-    log.logger.warning("kvlingua: off: %s", outcome)
+    if context.tp_rank == 0:  # once, whatever the number of ranks
+        log.logger.warning("kvlingua: off: %s", outcome)
     return None
 
 

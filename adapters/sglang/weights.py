@@ -24,8 +24,8 @@ _WRITERS = (
 )
 
 
-def watch(changed: Callable[[str], None]) -> None:
-    """Call `changed`, which must not raise, with a sentence before the weights are written.
+def watch(changed: Callable[[str, str], None]) -> None:
+    """Call `changed`, which must not raise, with a code and a sentence before the weights are written.
 
     Must run before SGLang's scheduler takes requests. Raises UnsupportedError if one of the places can't be watched.
     """
@@ -45,8 +45,9 @@ def _method(target: str) -> Any:
     return getattr(pkgutil.resolve_name(path), name)
 
 
-def _hook(changed: Callable[[str], None], name: str) -> Callable[..., None]:
+def _hook(changed: Callable[[str, str], None], name: str) -> Callable[..., None]:
     def hook(*args: object, **kwargs: object) -> None:
-        changed(f"SGLang's weights were changed while it ran ({name}); restart it to use the cache again")
+        message = f"SGLang's weights were changed while it ran ({name}); restart it to share KV again"
+        changed("weights_changed", message)
 
     return hook

@@ -58,7 +58,8 @@ def passes(driver: Driver, reason: str, **options: Any) -> list[Reply]:
 
 def test_replaced_embeddings(driver: Driver) -> None:
     right = hits(driver).answers[0].tokens
-    overrides = {"positions": [5, 6, 7], "embeds": [[3.0] * 128] * 3}
+    positions = list(range(1, 400))
+    overrides = {"positions": positions, "embeds": [[(-1.0) ** position] * 128 for position in positions]}
     replies = passes(driver, "embedding_overrides", overrides=overrides)
     assert replies[0].answers[0].tokens != right, "the same ids, other content"
 
@@ -101,6 +102,7 @@ def test_changed_weights_end_it(driver: Driver, tmp_path: Path) -> None:
         assert (reply.reused, reply.computed) == (0, length(ask))
         assert ask is not STORED or reply.answers[0].tokens != right, "the weights are others"
     assert driver.log_text().count("off: SGLang's weights were changed while it ran (update_weights_from_disk)") == 1
+    assert driver.metric_reaches("kvlingua_refusals_total", 1, reason="weights_changed")
     assert driver.call("update_weights_from_disk", model_path=str(MODEL))
     reply = driver.generate(STORED)
     assert reply.answers[0].tokens == right
