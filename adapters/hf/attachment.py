@@ -117,8 +117,7 @@ class Attachment:
         with self._counter.counting(call.past, call.prompt.width) as count:
             result = self._original(*args, **(kwargs | {"past_key_values": call.past}))
         self.last = LastCall(call.prompt.width, call.reused, count.computed)
-        if self.cache.config.role != "consumer":
-            self._guard.run("store", None, self._store, call)
+        self._guard.run("store", None, self._store, call)
         if not any(hit.tokens for hit in call.hits) and self._told_nearest != call.namespace:
             self._told_nearest = call.namespace
             self._guard.run("nearest", None, self._tell_nearest, call.namespace)
@@ -142,10 +141,8 @@ class Attachment:
             pad + reusable_tokens(hit.tokens, len(row), _PAGE)
             for pad, row, hit in zip(prompt.pads, prompt.rows, hits, strict=True)
         )
-        if columns > min(prompt.pads) and self._guard.promised("load", self._load, call, columns):
-            call.reused = columns
-        elif call.past.get_seq_length():
-            call.past = self._empty_past(namespace)  # nothing was given to the engine yet: it computes all
+        if columns > min(prompt.pads):
+            self._guard.promised("load", self._load, call, columns)  # if it fails, `generate` computes all
         return call, None
 
     def _identify_if_changed(self) -> LiveState:
@@ -183,15 +180,17 @@ class Attachment:
         return past
 
     def _load(self, call: _Call, columns: int) -> None:
-        """Fill `call.past` with the first `columns` columns of every row."""
+        """Put a cache that holds the first `columns` columns of every row in the place of the empty one, or leave that."""
         prompt = call.prompt
         layers = empty_layers(call.namespace, len(prompt.rows), columns)
         for row, (pad, hit) in enumerate(zip(prompt.pads, call.hits, strict=True)):
             if pad < columns:
                 view = row_pool(call.namespace, layers, row).view([0], pad, columns)
                 self.cache.load(hit, view, 0, columns - pad)
+        past = self._empty_past(call.namespace)
         for number, (keys, values) in enumerate(layers):
-            call.past.update(keys, values, number)
+            past.update(keys, values, number)
+        call.past, call.reused = past, columns
 
     def _store(self, call: _Call) -> None:
         """Store the whole chunks of each row's prompt that the store didn't hold."""

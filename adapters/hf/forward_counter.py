@@ -48,7 +48,9 @@ class ForwardCounter:
         finally:
             self._local.count = outer
 
-    def _see(self, module: torch.nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+    def _see(self, module: torch.nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any] | None = None) -> None:
+        if kwargs is None:  # removed by another thread between torch's two looks at it
+            return
         count: Count | None = getattr(self._local, "count", None)
         inputs = next((kwargs[name] for name in ("input_ids", "inputs_embeds") if kwargs.get(name) is not None), None)
         if count is None or inputs is None:

@@ -250,13 +250,23 @@ def test_generate_replaced_on_the_instance(folder: Path, config: Config) -> None
 
 
 def test_detached_while_another_thread_generates(attached: Attached) -> None:
-    model, ids = attached(), prompt(40)
-    expected, results = cold(model, ids, max_new_tokens=60), []
-    thread = threading.Thread(target=lambda: results.append(model.generate(ids, max_new_tokens=60)))
-    thread.start()
+    ids, results = prompt(40), []
+    for _ in range(10):
+        model = attached()
+        thread = threading.Thread(target=lambda model=model: results.append(model.generate(ids, max_new_tokens=30)))
+        thread.start()
+        hf.detach(model)
+        thread.join()
+    expected = cold(model, ids, max_new_tokens=30)
+    assert [torch.equal(result, expected) for result in results] == [True] * 10
+
+
+def test_a_hook_that_torch_still_calls_after_it_was_removed(attached: Attached) -> None:
+    """torch looks twice at a hook; between the two another thread may have removed it."""
+    model = attached()
+    (hook,) = model._forward_pre_hooks.values()
     hf.detach(model)
-    thread.join()
-    assert torch.equal(results[0], expected)
+    assert hook(model, (prompt(3),)) is None
 
 
 def test_a_wrapped_model_outlives_its_store(tmp_path: Path, folder: Path) -> None:

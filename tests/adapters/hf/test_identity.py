@@ -41,6 +41,19 @@ def test_one_bit_of_one_weight_in_memory(attached: Attached) -> None:
     assert not model.kvlingua.namespace.fingerprint.startswith("memory:")
 
 
+def test_weights_that_change_while_it_generates(attached: Attached) -> None:
+    model, ids = attached(), prompt(40)
+    weight = model.model.layers[1].mlp.up_proj.weight
+
+    def change(tokens: torch.Tensor, scores: Any) -> torch.Tensor:
+        flip_one_bit(weight.detach())
+        return torch.zeros(1, dtype=torch.bool)
+
+    warm(model, ids, max_new_tokens=3, stopping_criteria=[change])
+    flip_one_bit(weight.detach())  # the fourth time: it is what it was
+    assert [reused(model, ids) for _ in range(2)] == [0, 32]
+
+
 def test_a_weight_that_is_replaced(attached: Attached) -> None:
     model, ids = attached(), prompt(40)
     assert [reused(model, ids) for _ in range(2)] == [0, 32]
