@@ -118,9 +118,7 @@ class Attachment:
             result = self._original(*args, **(kwargs | {"past_key_values": call.past}))
         self.last = LastCall(call.prompt.width, call.reused, count.computed)
         self._guard.run("store", None, self._store, call)
-        if not any(hit.tokens for hit in call.hits) and self._told_nearest != call.namespace:
-            self._told_nearest = call.namespace
-            self._guard.run("nearest", None, self._tell_nearest, call.namespace)
+        self._guard.run("nearest", None, self._tell_nearest, call)
         return result
 
     def _prepare(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[_Call | None, str | None]:
@@ -180,7 +178,7 @@ class Attachment:
         return past
 
     def _load(self, call: _Call, columns: int) -> None:
-        """Put a cache that holds the first `columns` columns of every row in the place of the empty one, or leave that."""
+        """Put a cache that holds the first `columns` columns of every row in the place of the empty one."""
         prompt = call.prompt
         layers = empty_layers(call.namespace, len(prompt.rows), columns)
         for row, (pad, hit) in enumerate(zip(prompt.pads, call.hits, strict=True)):
@@ -205,9 +203,15 @@ class Attachment:
                 view = row_pool(call.namespace, layers, row).view([0], pad + hit.tokens, prompt.width)
                 self.cache.store(call.namespace, tokens, view, hit.tokens, len(tokens))
 
-    def _tell_nearest(self, namespace: Namespace) -> None:
-        """Once, when nothing hits: which other namespace the store holds, and what would have to be equal."""
-        nearest = self.cache.nearest(namespace)
+    def _tell_nearest(self, call: _Call) -> None:
+        """Once, when nothing hits that could: which other namespace the store holds, and what would have to be equal."""
+        could_hit = any(len(row) >= call.namespace.chunk_tokens for row in call.prompt.rows)
+        if not could_hit or any(hit.tokens for hit in call.hits) or self.cache.config.role == "producer":
+            return
+        if self._told_nearest == call.namespace:
+            return
+        self._told_nearest = call.namespace
+        nearest = self.cache.nearest(call.namespace)
         if nearest is not None:
             other, differences = nearest
             log.logger.info(
