@@ -50,7 +50,7 @@ class Link:
         if not self._off:
             self._off = True
             refused(self._guard.adapter, reason)
-            log.logger.warning("kvlingua: off: %s", message)
+            log.logger.warning("off: %s", message)
 
     def promise(self, request: Any, tokens: array[int], limit: int, have: int) -> int:
         """How many leading tokens of `tokens` the request may count on; 0 if that is no more than `have`.
@@ -109,7 +109,7 @@ class Link:
         if self._off:
             return
         log.logger.info(
-            "kvlingua: on: SGLang, namespace %s, layout %s, page %d, store %s",
+            "on: sglang, namespace %s, layout %s, page %d, store %s",
             namespace.digest[:12],
             self._pool.layout.name,
             self._pool.page,
@@ -122,7 +122,7 @@ class Link:
         if nearest is not None:
             other, differences = nearest
             log.logger.info(
-                "kvlingua: the nearest other namespace in the store is %s: %s",
+                "the nearest other namespace in the store is %s: %s",
                 other.digest[:12],
                 "; ".join(differences),
             )

@@ -1,5 +1,6 @@
 """Switches kvlingua on in a scheduler process, or says in one line why it stays off."""
 
+import logging
 from typing import Any
 
 from kvlingua.adapters.sglang.identity import describe
@@ -17,14 +18,29 @@ ADAPTER = "sglang"
 
 def connect(context: Any) -> Link | None:
     """The link for a TreeCacheBuildContext; None, with one line in the log, if something isn't proved to fit."""
+    _show_lines()
     guard = Guard(ADAPTER)
     outcome = guard.run("start", "an unexpected error at start", _connect, context, guard)
     if isinstance(outcome, Link):
         outcome.start()
         return outcome
     if context.tp_rank == 0:  # once, whatever the number of ranks
-        log.logger.warning("kvlingua: off: %s", outcome)
+        log.logger.warning("off: %s", outcome)
     return None
+
+
+class _Named(logging.Filter):
+    """SGLang's handlers show a line's message alone: put our name and the level before it, as our own handler does."""
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        record.msg = f"kvlingua: {record.levelname}: {record.msg}"
+        return True
+
+
+def _show_lines() -> None:
+    log.ensure_visible("info")
+    if not log.logger.handlers and not log.logger.filters:
+        log.logger.addFilter(_Named())
 
 
 def _connect(context: Any, guard: Guard) -> Link | str:
