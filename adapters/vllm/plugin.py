@@ -1,12 +1,12 @@
-"""vLLM's entry point (group vllm.general_plugins), called in every process of an engine, more than once:
-idempotent and light."""
+"""vLLM's entry point (group vllm.general_plugins), called in every process of an engine, more than once: idempotent
+and light."""
 
-NAME = "KVLingua"
+from contextlib import suppress
 
 
 def register() -> None:
     """Make the connector known to vLLM as `KVLingua`. Its module is imported when an engine asks for it."""
     from vllm.distributed.kv_transfer.kv_connector.factory import KVConnectorFactory
 
-    if NAME not in KVConnectorFactory._registry:
-        KVConnectorFactory.register_connector(NAME, "kvlingua.adapters.vllm.connector", "KVLinguaConnector")
+    with suppress(ValueError):  # it is registered already
+        KVConnectorFactory.register_connector("KVLingua", "kvlingua.adapters.vllm.connector", "KVLinguaConnector")

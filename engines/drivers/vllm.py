@@ -71,7 +71,8 @@ class Vllm:
         return Reply(answers, **{name: after[name] - before[name] for name in after}, seconds=seconds)
 
     def call(self, method: str, arguments: Mapping[str, Any]) -> object:
-        """reset_prefix_cache(**), collective_rpc(method), metric(name): a counter's value, abort_after(prompt, steps)."""
+        """reset_prefix_cache(**), collective_rpc(method), metric(name): a counter's value, abort_after(prompt,
+        steps)."""
         if method == "reset_prefix_cache":
             return self._llm.reset_prefix_cache(**arguments)
         if method == "collective_rpc":
@@ -80,7 +81,8 @@ class Vllm:
         if method == "metric":
             return sum(metric.value for metric in self._llm.get_metrics() if metric.name == arguments["name"])
         if method == "abort_after":
-            return self._abort_after(**arguments)
+            self._abort_after(**arguments)
+            return None
         raise LookupError(f"no method {method!r}; there are reset_prefix_cache, collective_rpc, metric, abort_after")
 
     def close(self) -> None:

@@ -97,7 +97,7 @@ def test_few_blocks(launch: Launcher, stored: Stored, tmp_path: Path) -> None:
     """Requests are preempted while they generate, and resumed in other blocks, for which their prefix is loaded."""
     blocks = {"num_gpu_blocks_override": 52, "enable_prefix_caching": False, "max_num_batched_tokens": 160}
     shutil.copytree(stored.folder, tmp_path / "store")
-    with launch(tmp_path / "store", page=32, engine=blocks) as driver:
+    with launch(tmp_path / "store", page=32, max_model_len=1024, engine=blocks) as driver:
         for _ in range(2):
             assert stored.right(driver.generate(*LONG), *LONG)
         assert driver.call("metric", name="vllm:num_preemptions") > 0, "else the test shows nothing"
