@@ -204,7 +204,7 @@ class Attachment:
                 self.cache.store(call.namespace, tokens, view, hit.tokens, len(tokens))
 
     def _tell_nearest(self, call: _Call) -> None:
-        """Once, when nothing hits that could: the nearest other namespace in the store, and what would have to be equal."""
+        """Once, when nothing hits that could: the nearest other namespace stored, and what would have to be equal."""
         could_hit = any(len(row) >= call.namespace.chunk_tokens for row in call.prompt.rows)
         if not could_hit or any(hit.tokens for hit in call.hits) or self.cache.config.role == "producer":
             return
