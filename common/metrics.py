@@ -127,8 +127,9 @@ class MetricsFile:
         if self._thread is None:
             with self._lock:
                 if self._thread is None:
-                    self._thread = threading.Thread(target=self._run, name="kvlingua-metrics", daemon=True)
-                    self._thread.start()
+                    thread = threading.Thread(target=self._run, name="kvlingua-metrics", daemon=True)
+                    thread.start()
+                    self._thread = thread  # only now: `close` in another thread joins it
 
     def close(self, timeout: float) -> None:
         """Write what was counted so far, unless the file system needs longer than `timeout` seconds."""

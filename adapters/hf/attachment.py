@@ -117,8 +117,9 @@ class Attachment:
         with self._counter.counting(call.past, call.prompt.width) as count:
             result = self._original(*args, **(kwargs | {"past_key_values": call.past}))
         self.last = LastCall(call.prompt.width, call.reused, count.computed)
-        self._guard.run("store", None, self._store, call)
-        self._guard.run("nearest", None, self._tell_nearest, call)
+        if self._attached:
+            self._guard.run("store", None, self._store, call)
+            self._guard.run("nearest", None, self._tell_nearest, call)
         return result
 
     def _prepare(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[_Call | None, str | None]:
