@@ -22,7 +22,7 @@ from kvlingua.common.config import Config
 from kvlingua.common.errors import KVLinguaError, UnsupportedError
 from kvlingua.common.model import ModelDescription
 from kvlingua.common.process_start import process_start_ns
-from kvlingua.common.weight_files import INDEX
+from kvlingua.common.unchanged import check_unchanged
 
 _FILE = "digests.json"
 _MAX_BYTES = 4 << 20
@@ -31,7 +31,6 @@ _SHA256 = re.compile(r"[0-9a-f]{64}")
 _SETTLED_NS = (
     100_000_000  # a file changed twice within one tick of the kernel's clock keeps its ctime: wait before keeping
 )
-_TOLERANCE_NS = 20_000_000  # a tick of the start time, one of ctime; no process reads weights that soon after it began
 
 
 def fingerprint_files(files: Mapping[str, Path], cache_dir: Path) -> str:
@@ -101,41 +100,6 @@ class FingerprintTask:
             if self._result is None and self._error is None:
                 self._error = UnsupportedError("fingerprint", "the weight files could not be hashed")
             self._done.set()
-
-
-def check_unchanged(description: ModelDescription, since_ns: int | None) -> None:
-    """Raise UnsupportedError unless config.json, the weight files and their folder are older than `since_ns`."""
-    if since_ns is None:
-        raise UnsupportedError(
-            "fingerprint", "when this process began can't be read from /proc: which weights it has is unproved"
-        )
-    said = [description.folder / name for name in ("config.json", INDEX)]
-    for path in [*filter(os.path.lexists, said), *description.weight_files.values()]:
-        for facts in (_stat(path), _stat(path, follow=False)):
-            if facts.st_ctime_ns > since_ns + _TOLERANCE_NS:
-                raise _changed(path)
-    folder = description.folder
-    if _stat(folder, follow=False).st_ctime_ns > since_ns + _TOLERANCE_NS and folder.is_symlink():
-        raise _changed(folder)
-    facts = _stat(folder)
-    # A renamed folder has a new ctime; one in which a file was made or removed has a new mtime with it, which is
-    # harmless.
-    if facts.st_ctime_ns > since_ns + _TOLERANCE_NS and facts.st_ctime_ns != facts.st_mtime_ns:
-        raise _changed(folder)
-
-
-def _changed(path: Path) -> UnsupportedError:
-    return UnsupportedError(
-        "weights_changed",
-        f"{path} changed after this process began, so which weights it has read can't be proved: restart the engine",
-    )
-
-
-def _stat(path: Path, *, follow: bool = True) -> os.stat_result:
-    try:
-        return path.stat(follow_symlinks=follow)
-    except OSError as error:
-        raise UnsupportedError("fingerprint", f"{path} can't be read: {error.strerror}") from None
 
 
 def _digest(path: Path, known: dict[str, str]) -> str:

@@ -14,7 +14,7 @@ import pytest
 from kvlingua.common import fingerprint as module
 from kvlingua.common.config import Config
 from kvlingua.common.errors import UnsupportedError
-from kvlingua.common.fingerprint import FingerprintTask, check_unchanged, fingerprint_files
+from kvlingua.common.fingerprint import FingerprintTask, fingerprint_files
 from kvlingua.common.model import ModelDescription, describe_model
 from kvlingua.common.process_start import process_start_ns
 from tests.common.samples import model_folder
@@ -188,47 +188,6 @@ def test_a_process_that_began_after_the_files_changed_has_a_fingerprint(tmp_path
     first, second, third = done.stdout.splitlines()
     assert first == second == fingerprint_files(description.weight_files, tmp_path / "other")
     assert "changed after this process began" in third
-
-
-def test_links_and_configuration_are_watched_too(tmp_path: Path) -> None:
-    path = model_folder(tmp_path / "model")
-    (path / "model.safetensors").rename(tmp_path / "blob")
-    (path / "model.safetensors").symlink_to(tmp_path / "blob")
-    description = describe_model(path, compute_dtype="float32", kv_dtype="float32")
-    time.sleep(0.1)
-    start = time.time_ns()
-    check_unchanged(description, start)
-    time.sleep(0.1)
-    (path / "model.safetensors").unlink()
-    (path / "model.safetensors").symlink_to(tmp_path / "blob")
-    with pytest.raises(UnsupportedError, match=r"model\.safetensors changed"):
-        check_unchanged(description, start)
-    check_unchanged(description, time.time_ns())
-    start = time.time_ns()
-    time.sleep(0.1)
-    os.utime(path / "config.json")
-    with pytest.raises(UnsupportedError, match=r"config\.json changed"):
-        check_unchanged(description, start)
-
-
-def test_the_index_is_watched_too(tmp_path: Path) -> None:
-    path = model_folder(tmp_path / "model")
-    (path / "model.safetensors").rename(path / "one.safetensors")
-    index = path / "model.safetensors.index.json"
-    index.write_text('{"weight_map": {"a": "one.safetensors"}}')
-    description = describe_model(path, compute_dtype="float32", kv_dtype="float32")
-    time.sleep(0.1)
-    start = time.time_ns()
-    check_unchanged(description, start)
-    time.sleep(0.1)
-    os.utime(index)
-    with pytest.raises(UnsupportedError, match=r"index\.json changed"):
-        check_unchanged(description, start)
-
-
-def test_without_proc_nothing_is_proved(tmp_path: Path) -> None:
-    with pytest.raises(UnsupportedError, match="/proc"):
-        check_unchanged(described(tmp_path / "model"), None)
 
 
 def test_the_start_of_a_process_is_known_to_a_tick() -> None:

@@ -12,7 +12,7 @@ from kvlingua.common.errors import UnsupportedError
 from kvlingua.common.model import IGNORED_FIELDS, ModelDescription, describe_model
 from tests.common.samples import LLAMA, model_folder
 
-MISSING = object()
+MISSING: object = "<missing>"  # told apart by identity; as text it is in the names of tests, the same in every process
 
 
 def describe(path: Path, **options: Any) -> ModelDescription:
