@@ -2,8 +2,10 @@
 
 import json
 import sys
+from importlib.metadata import entry_points
 from typing import Any
 
+from sglang.srt.mem_cache.registry import registered_radix_cache_backends
 from sglang.srt.server_args import ServerArgs
 
 from kvlingua.adapters.sglang.identity import check_arguments
@@ -41,9 +43,17 @@ def outcome(model: str, changes: dict[str, Any]) -> str:
     return "understood"
 
 
+def registered() -> list[str]:
+    """SGLang's backends after the entry point was called twice, as it may be."""
+    for entry_point in entry_points(group="sglang.srt.plugins", name="kvlingua"):
+        for _ in range(2):
+            entry_point.load()()
+    return registered_radix_cache_backends()
+
+
 def main() -> None:
     model = sys.argv[1]
-    report = {"plain": outcome(model, {}), "cases": {}}
+    report: dict[str, Any] = {"registered": registered(), "plain": outcome(model, {}), "cases": {}}
     for name, (changes, named) in CASES.items():
         report["cases"][name] = {"named": named, "outcome": outcome(model, changes)}
     print(json.dumps(report))

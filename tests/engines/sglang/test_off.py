@@ -29,6 +29,10 @@ def test_arguments_that_are_not_understood_are_named(report: dict[str, Any]) -> 
         assert case["named"] in case["outcome"], f"{name}: {case['outcome']}"
 
 
+def test_the_entry_point_may_be_called_twice(report: dict[str, Any]) -> None:
+    assert report["registered"] == ["kvlingua"]
+
+
 def two_ranks(folder: Path) -> dict[str, Any]:
     return {"engine": {"tp_size": 2}, "settings": {"SGLANG_CPU_OMP_THREADS_BIND": "0|1"}}
 
