@@ -205,6 +205,21 @@ def test_chunked_prefill(attached: Attached, chunk: int) -> None:
             assert last(model) == (75, reused, 75 - reused)
 
 
+def test_a_processor_that_runs_the_model_itself(attached: Attached) -> None:
+    """Its forwards read no prompt of ours, and are not counted."""
+    model, ids = attached(), prompt(40)
+
+    def guided(tokens: torch.Tensor, scores: torch.Tensor) -> torch.Tensor:
+        past = DynamicCache(config=model.config)
+        model(tokens[:, -7:-3], past_key_values=past)
+        return scores + model(tokens[:, -3:], past_key_values=past).logits[:, -1] + model(tokens[:, :2]).logits[:, -1]
+
+    expected = cold(model, ids, logits_processor=[guided])
+    for reused in (0, 32):
+        assert torch.equal(warm(model, ids, logits_processor=[guided]), expected)
+        assert last(model) == (40, reused, 40 - reused)
+
+
 def test_roles(attached: Attached) -> None:
     ids = prompt(40)
     producer, consumer = attached(role="producer"), attached(role="consumer")
