@@ -211,8 +211,9 @@ def test_a_processor_that_runs_the_model_itself(attached: Attached) -> None:
 
     def guided(tokens: torch.Tensor, scores: torch.Tensor) -> torch.Tensor:
         past = DynamicCache(config=model.config)
-        model(tokens[:, -7:-3], past_key_values=past)
-        return scores + model(tokens[:, -3:], past_key_values=past).logits[:, -1] + model(tokens[:, :2]).logits[:, -1]
+        model(input_ids=tokens[:, -7:-3], past_key_values=past)
+        ours = model(input_ids=tokens[:, -3:], past_key_values=past).logits[:, -1]
+        return scores + ours + model(input_ids=tokens[:, :2]).logits[:, -1]
 
     expected = cold(model, ids, logits_processor=[guided])
     for reused in (0, 32):
