@@ -9,7 +9,6 @@ Evicted is what was used longest ago. The chunks of a chain carry times that fal
 (`Store.touch_chain`), so the tail goes first. An object that would be the next to go is not taken in.
 """
 
-import fcntl
 import os
 import stat
 import threading
@@ -19,6 +18,7 @@ from contextlib import contextmanager, suppress
 
 from kvlingua.common import temporary
 from kvlingua.common.errors import StoreError, StoreFull, StoreTimeout
+from kvlingua.common.file_lock import locked
 from kvlingua.common.folder import OpenFolders, StoredFile, explain, is_ours
 from kvlingua.common.keys import NAMESPACE_FILE
 
@@ -59,15 +59,16 @@ class Account:
             folder = _writable(folders, namespace)
             descriptor = -1
             try:
+                _write_total(usage, total + nbytes)  # first: where we are killed, too much is counted, never too little
                 flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
                 descriptor = os.open(name, flags, 0o600, dir_fd=folder)
                 os.ftruncate(descriptor, nbytes)
-                _write_total(usage, total + nbytes)
             except OSError:
                 temporary.forget(name)
                 if descriptor >= 0:
                     os.close(descriptor)
                     os.unlink(name, dir_fd=folder)
+                _write_total(usage, total)
                 raise
             return name, descriptor
 
@@ -98,26 +99,14 @@ class Account:
 
     @contextmanager
     def _locked(self, folders: OpenFolders) -> Iterator[int]:
-        deadline = time.monotonic() + _LOCK_TIMEOUT_S
         if not self._thread_lock.acquire(timeout=_LOCK_TIMEOUT_S):
             raise StoreTimeout(f"another thread has been writing to {folders.root_path} for {_LOCK_TIMEOUT_S:g} s")
         try:
-            flags = os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
-            usage = os.open(USAGE_FILE, flags, 0o600, dir_fd=folders.root(create=True))
-            try:
+            path = folders.root_path / USAGE_FILE
+            with locked(path, _LOCK_TIMEOUT_S, folder=folders.root(create=True)) as usage:
                 if not is_ours(os.fstat(usage)):
-                    raise StoreError(
-                        f"{folders.root_path / USAGE_FILE} is not a private regular file of ours; remove it"
-                    )
-                _lock(usage, deadline, folders)
-                try:
-                    yield usage
-                finally:
-                    fcntl.flock(
-                        usage, fcntl.LOCK_UN
-                    )  # not only by closing: a forked child may hold the descriptor, too
-            finally:
-                os.close(usage)
+                    raise StoreError(f"{path} is not a private regular file of ours; remove it")
+                yield usage
         except OSError as error:
             raise explain(folders.root_path, error) from error
         finally:
@@ -177,21 +166,6 @@ def exists(folder: int, name: str) -> bool:
         return is_ours(os.stat(name, dir_fd=folder, follow_symlinks=False))
     except (FileNotFoundError, PermissionError):
         return False
-
-
-def _lock(usage: int, deadline: float, folders: OpenFolders) -> None:
-    pause = 0.0005
-    while True:
-        try:
-            fcntl.flock(usage, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            return
-        except BlockingIOError:
-            if time.monotonic() > deadline:
-                raise StoreTimeout(
-                    f"another process has locked {folders.root_path} for {_LOCK_TIMEOUT_S:g} s; is one stopped?"
-                ) from None
-            time.sleep(pause)
-            pause = min(2 * pause, 0.02)
 
 
 def _writable(folders: OpenFolders, namespace: str) -> int:

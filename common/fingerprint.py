@@ -1,11 +1,12 @@
 """The fingerprint of a model's weights: sha256 over the sorted (name, sha256) of the files they are read from.
 
 A file's digest is kept in a private folder under what the kernel says of the file: device, inode, size, mtime and
-ctime. A changed file has another ctime, even if its size and mtime were restored. One process hashes at a time; the
-others wait for it and find its result.
+ctime. A file that is written has another ctime afterwards, even if its size and mtime were restored. A write through a
+memory mapping gives it one only if the page was clean, so a file is synced before it is hashed; and none at all where
+files live in memory (tmpfs), so digests of those are not kept. One process hashes at a time; the others wait for it and
+find its result.
 """
 
-import fcntl
 import hashlib
 import json
 import os
@@ -13,13 +14,13 @@ import re
 import stat
 import threading
 import time
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from pathlib import Path
 
 from kvlingua.common import canonical_json
 from kvlingua.common.config import Config
-from kvlingua.common.errors import KVLinguaError, UnsupportedError
+from kvlingua.common.errors import KVLinguaError, StoreTimeout, UnsupportedError
+from kvlingua.common.file_lock import locked
 from kvlingua.common.model import ModelDescription
 from kvlingua.common.process_start import process_start_ns
 from kvlingua.common.unchanged import check_unchanged
@@ -27,10 +28,11 @@ from kvlingua.common.unchanged import check_unchanged
 _FILE = "digests.json"
 _MAX_BYTES = 4 << 20
 _MAX_ENTRIES = 4096
+_LOCK_TIMEOUT_S = 600.0  # a holder hashes some 100 GB in that time, or was stopped
 _SHA256 = re.compile(r"[0-9a-f]{64}")
-_SETTLED_NS = (
-    100_000_000  # a file changed twice within one tick of the kernel's clock keeps its ctime: wait before keeping
-)
+# A file changed twice within one tick of its file system's clock (2 s at most) keeps its ctime: wait before keeping.
+_SETTLED_NS = 3_000_000_000
+_IN_MEMORY = {"tmpfs", "ramfs", "rootfs", "devtmpfs", "hugetlbfs"}  # file systems whose files have no pages to clean
 
 
 def fingerprint_files(files: Mapping[str, Path], cache_dir: Path) -> str:
@@ -40,10 +42,16 @@ def fingerprint_files(files: Mapping[str, Path], cache_dir: Path) -> str:
     Raises UnsupportedError for what is no regular file, can't be read or changes meanwhile, and for a cache folder that
     others may write.
     """
-    with _locked(cache_dir):
-        known = _read(cache_dir)
-        digests = {name: _digest(files[name], known) for name in sorted(files)}
-        _write(cache_dir, known)
+    _make_private(cache_dir)
+    try:
+        with locked(cache_dir / "lock", _LOCK_TIMEOUT_S):
+            known = _read(cache_dir)
+            digests = {name: _digest(files[name], known) for name in sorted(files)}
+            _write(cache_dir, known)
+    except StoreTimeout:  # the others' findings are worth no longer wait
+        digests = {name: _digest(files[name], {}) for name in sorted(files)}
+    except OSError as error:
+        raise _unusable(cache_dir, error) from None
     text = canonical_json.encode(sorted(digests.items()), max_bytes=_MAX_BYTES)
     return hashlib.sha256(text).hexdigest()
 
@@ -112,13 +120,16 @@ def _digest(path: Path, known: dict[str, str]) -> str:
             key = _key(before)
             if key in known:
                 return known[key]
+            os.fdatasync(file.fileno())  # from here on a write through a mapping changes the ctime, too
+            before = os.fstat(file.fileno())
+            key = _key(before)
             digest = hashlib.file_digest(file, "sha256").hexdigest()
             after, there = os.fstat(file.fileno()), os.stat(path)
     except OSError as error:
         raise UnsupportedError("fingerprint", f"{path} can't be read: {error.strerror}") from None
     if not key == _key(after) == _key(there):
         raise UnsupportedError("weights_changed", f"{path} changed while it was read: restart the engine")
-    if time.time_ns() - before.st_ctime_ns > _SETTLED_NS:
+    if time.time_ns() - before.st_ctime_ns > _SETTLED_NS and not _in_memory(before.st_dev):
         known[key] = digest
     return digest
 
@@ -127,30 +138,34 @@ def _open_without_waiting(path: str, flags: int) -> int:
     return os.open(path, flags | os.O_NONBLOCK)  # a FIFO in the place of a file would keep us waiting
 
 
+def _in_memory(device: int) -> bool:
+    """Whether files of this device have no other place than memory, or it can't be known."""
+    try:
+        mounts = Path("/proc/self/mountinfo").read_text(errors="surrogateescape").splitlines()
+    except OSError:
+        return True
+    number = f"{os.major(device)}:{os.minor(device)}"
+    fields = (mount.partition(" - ") for mount in mounts)
+    return any(place.split()[2] == number and rest.split()[0] in _IN_MEMORY for place, _, rest in fields)
+
+
 def _key(facts: os.stat_result) -> str:
     return f"{facts.st_dev}:{facts.st_ino}:{facts.st_size}:{facts.st_mtime_ns}:{facts.st_ctime_ns}"
 
 
-@contextmanager
-def _locked(folder: Path) -> Iterator[None]:
-    """Hold the folder's lock; the folder is made, private, if it isn't there."""
+def _make_private(folder: Path) -> None:
+    """Make the folder if it isn't there. Raises UnsupportedError if others may write to it."""
     try:
         folder.mkdir(mode=0o700, parents=True, exist_ok=True)
         facts = folder.stat()
-        if facts.st_uid != os.geteuid() or facts.st_mode & 0o022:
-            raise UnsupportedError(
-                "fingerprint", f"{folder} may be written by others: chmod 700, or set fingerprint_dir"
-            )
-        lock = os.open(folder / "lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
     except OSError as error:
-        raise UnsupportedError(
-            "fingerprint", f"{folder} can't be used: {error.strerror}; set fingerprint_dir"
-        ) from None
-    try:
-        fcntl.flock(lock, fcntl.LOCK_EX)
-        yield
-    finally:
-        os.close(lock)
+        raise _unusable(folder, error) from None
+    if facts.st_uid != os.geteuid() or facts.st_mode & 0o022:
+        raise UnsupportedError("fingerprint", f"{folder} may be written by others: chmod 700, or set fingerprint_dir")
+
+
+def _unusable(folder: Path, error: OSError) -> UnsupportedError:
+    return UnsupportedError("fingerprint", f"{folder} can't be used: {error.strerror}; set fingerprint_dir")
 
 
 def _read(folder: Path) -> dict[str, str]:

@@ -1,4 +1,4 @@
-"""Names of files that are being written: `.tmp-<host>-<pid>-<counter>`, beside the object they become.
+"""Names of files that are being written: `.tmp-<host>-<pid>-<random>-<counter>`, beside the object they become.
 
 A writer that dies leaves one behind. It goes when nothing was written to it for ten minutes; a clock that jumped
 makes it no older.
@@ -7,6 +7,7 @@ makes it no older.
 import itertools
 import os
 import re
+import secrets
 import socket
 from functools import cache
 
@@ -19,7 +20,8 @@ _live: set[str] = set()
 
 def new_name() -> str:
     """A name that no other process uses. It is spared by every sweep of this process until `forget`."""
-    name = f"{PREFIX}{_host()}-{os.getpid()}-{next(_counter)}"
+    pid = os.getpid()
+    name = f"{PREFIX}{_host()}-{pid}-{_process(pid)}-{next(_counter)}"
     _live.add(name)
     return name
 
@@ -27,6 +29,12 @@ def new_name() -> str:
 @cache
 def _host() -> str:
     return re.sub(r"[^A-Za-z0-9]", "_", socket.gethostname())[:40] or "host"
+
+
+@cache
+def _process(pid: int) -> str:
+    """What tells this process from the one that had its host and pid before: a restarted container has both again."""
+    return secrets.token_hex(8)
 
 
 def forget(name: str) -> None:

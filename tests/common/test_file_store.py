@@ -7,6 +7,7 @@ import subprocess
 import sys
 import textwrap
 import time
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -133,6 +134,53 @@ def test_a_name_says_who_writes(tmp_path: Path) -> None:
     assert temporary.is_temporary(name)
     assert temporary.new_name() != name
     assert "/" not in name
+
+
+def test_a_restarted_container_has_other_names() -> None:
+    """Host, pid and counter are those of the process that was killed; what it left is still there."""
+    program = """
+        import os, socket
+        os.getpid, socket.gethostname = lambda: 7, lambda: "container"
+        from kvlingua.common import temporary
+        print(temporary.new_name())
+    """
+    first, second = (start(program).communicate()[0] for _ in range(2))
+    assert first.startswith(".tmp-container-7-")
+    assert second.startswith(".tmp-container-7-")
+    assert first != second
+
+
+@pytest.mark.parametrize("moment", ["open", "ftruncate"])
+def test_the_cap_holds_when_a_writer_is_killed_at_any_moment(tmp_path: Path, moment: str) -> None:
+    folder = tmp_path / "store"
+    store = opened(folder, 1000)
+    store.put_many([(key_of(0), [b"x" * 100])])
+    killed = start(
+        """
+        import os, sys
+        from kvlingua.common.conformance import key_of
+        from kvlingua.common.file_store import FileStore
+        store = FileStore(f"file://{sys.argv[1]}", 1000)
+        store.put_many([(key_of(1), [b"x" * 100])])
+        def die_after(name, real):
+            def call(*arguments, **options):
+                result = real(*arguments, **options)
+                if name == "ftruncate" or str(arguments[0]).startswith(".tmp-"):
+                    os._exit(9)
+                return result
+            return call
+        setattr(os, sys.argv[2], die_after(sys.argv[2], getattr(os, sys.argv[2])))
+        store.put_many([(key_of(2), [b"x" * 700])])
+        """,
+        folder,
+        moment,
+    )
+    killed.communicate()
+    assert killed.returncode == 9
+    assert len(list(folder.glob("*/.tmp-*"))) == 1
+    with suppress(StoreFull):
+        store.put_many([(key_of(3), [b"x" * 700])])
+    assert bytes_in(folder) <= 1000
 
 
 def test_what_was_added_or_removed_by_hand_is_counted_again(tmp_path: Path) -> None:

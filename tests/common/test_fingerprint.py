@@ -1,10 +1,13 @@
 """One changed weight is another model, however well it is hidden."""
 
+import fcntl
 import hashlib
 import json
+import mmap
 import os
 import subprocess
 import sys
+import tempfile
 import time
 from pathlib import Path
 from typing import Any
@@ -19,7 +22,13 @@ from kvlingua.common.model import ModelDescription, describe_model
 from kvlingua.common.process_start import process_start_ns
 from tests.common.samples import model_folder
 
-SETTLED_S = 0.15  # longer than a fresh file is kept out of the cache
+SETTLED_S = 0.15  # longer than a fresh file is kept out of the cache, here
+
+
+@pytest.fixture(autouse=True)
+def no_long_wait(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The file systems of these tests have a finer clock than the worst one."""
+    monkeypatch.setattr(module, "_SETTLED_NS", 100_000_000)
 
 
 @pytest.fixture
@@ -82,6 +91,39 @@ def test_one_bit_with_size_and_mtime_restored_is_noticed(tmp_path: Path, hashed:
     assert hashed == ["a", "a"]
 
 
+def flip_mapped(path: Path, place: int) -> None:
+    """One bit, through a shared mapping that isn't synced."""
+    with path.open("r+b") as file, mmap.mmap(file.fileno(), 0) as memory:
+        memory[place] ^= 1
+
+
+def test_a_write_to_a_page_that_is_dirty_already_is_noticed(tmp_path: Path) -> None:
+    """The kernel changes the ctime when a page becomes dirty, and not again before it is clean."""
+    weights = files(tmp_path / "model", a=bytes(100_000))
+    os.sync()
+    with weights["a"].open("r+b") as file, mmap.mmap(file.fileno(), 0) as memory:
+        memory[5000] ^= 1
+        time.sleep(SETTLED_S)
+        first = fingerprint_files(weights, tmp_path / "cache")
+        memory[5001] ^= 1
+    second = fingerprint_files(weights, tmp_path / "cache")
+    assert second != first
+    assert second == fingerprint_files(weights, tmp_path / "other cache")
+
+
+@pytest.mark.skipif(not os.access("/dev/shm", os.W_OK), reason="needs a tmpfs at /dev/shm")
+def test_files_in_memory_are_hashed_each_time(tmp_path: Path, hashed: list[str]) -> None:
+    """A write through a mapping changes no time of theirs."""
+    with tempfile.TemporaryDirectory(dir="/dev/shm") as folder:
+        weights = files(Path(folder) / "model", a=bytes(100_000))
+        first, before = fingerprint_files(weights, tmp_path / "cache"), os.stat(weights["a"])
+        flip_mapped(weights["a"], 5000)
+        after = os.stat(weights["a"])
+        assert (after.st_mtime_ns, after.st_ctime_ns) == (before.st_mtime_ns, before.st_ctime_ns)
+        assert fingerprint_files(weights, tmp_path / "cache") != first
+    assert hashed == ["a", "a"]
+
+
 def test_a_file_that_was_changed_just_now_is_not_kept(tmp_path: Path, hashed: list[str]) -> None:
     """Within one tick of the kernel's clock a second change would leave the same ctime."""
     (tmp_path / "a").write_bytes(b"one")
@@ -130,6 +172,20 @@ def test_a_damaged_cache_is_written_anew(garbage: bytes, tmp_path: Path, hashed:
     assert list(json.loads((tmp_path / "cache" / "digests.json").read_text()).values()) == [
         hashlib.sha256(b"one").hexdigest()
     ]
+
+
+def test_a_holder_that_was_stopped_is_not_waited_for_for_ever(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, hashed: list[str]
+) -> None:
+    weights = files(tmp_path / "model", a=b"one")
+    first = fingerprint_files(weights, tmp_path / "cache")
+    monkeypatch.setattr(module, "_LOCK_TIMEOUT_S", 0.2)
+    with (tmp_path / "cache" / "lock").open("r+b") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        assert fingerprint_files(weights, tmp_path / "cache") == first
+    assert hashed == ["a", "a"]
+    assert fingerprint_files(weights, tmp_path / "cache") == first
+    assert hashed == ["a", "a"]
 
 
 def test_what_is_no_file_is_refused_and_not_waited_for(tmp_path: Path) -> None:
