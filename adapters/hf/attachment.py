@@ -20,7 +20,7 @@ from kvlingua.common import log
 from kvlingua.common.cache import Hit, KVCache
 from kvlingua.common.errors import LayoutError, UnsupportedError
 from kvlingua.common.guard import Guard
-from kvlingua.common.metrics import REFUSALS
+from kvlingua.common.metrics import refused
 from kvlingua.common.namespace import Namespace
 from kvlingua.common.prefix import reusable_tokens
 
@@ -131,7 +131,7 @@ class Attachment:
                 raise namespace
             prompt = read_prompt(self._model, self._original, args, kwargs)
         except UnsupportedError as error:
-            REFUSALS.labels(ADAPTER, error.reason).inc()
+            refused(ADAPTER, error.reason)
             log.logger.debug("hf: a call passes through: %s", error)
             return None, error.reason
         hits = tuple(self.cache.lookup(namespace, row) for row in prompt.rows)
