@@ -25,8 +25,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
         parser.error(f"unknown arguments: {' '.join(rest)}")
     try:
         status: int = options.run(options)
-    except KVLinguaError as problem:
+    except (KVLinguaError, OSError) as problem:
         print(f"kvlingua {options.command}: {problem}", file=sys.stderr)
+        return 2
+    except MemoryError:
+        print(f"kvlingua {options.command}: there is not enough memory", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
         return 130

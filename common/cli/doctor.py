@@ -81,7 +81,10 @@ def model_advice(model: str, dtype: str, store: Store) -> Iterator[str]:
     """The namespace an engine would use for this model, and the stored one that is nearest to it."""
     config = Config.resolve()
     description = describe_model(model, compute_dtype=dtype, kv_dtype=dtype)
-    fingerprint = FingerprintTask(description, config).wait(FINGERPRINT_TIMEOUT_S)
+    task = FingerprintTask(description, config)
+    fingerprint = task.wait(FINGERPRINT_TIMEOUT_S)
+    if task.error is not None:
+        raise task.error
     if fingerprint is None:
         raise ConfigError(f"the weights of {model} could not be read within {FINGERPRINT_TIMEOUT_S} s")
     here = description.namespace(

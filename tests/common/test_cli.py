@@ -119,6 +119,23 @@ def test_doctor_compares_a_model_with_the_store(tmp_path: Path) -> None:
     assert "layers: 4 here, 3 there" in done.stdout
 
 
+def test_doctor_says_why_a_model_has_no_fingerprint(root: Path, tmp_path: Path) -> None:
+    cache = tmp_path / "cache" / "kvlingua" / "fingerprints"
+    cache.mkdir(parents=True)
+    cache.chmod(0o777)
+    done = kvlingua(
+        "doctor", str(root), "--model", str(MODEL), "--dtype", "float32", XDG_CACHE_HOME=str(tmp_path / "cache")
+    )
+    assert done.returncode == 2
+    assert done.stderr == f"kvlingua doctor: {cache} may be written by others: chmod 700, or set fingerprint_dir\n"
+
+
+def test_what_the_system_refuses_is_one_clear_line() -> None:
+    done = kvlingua("inspect", "x" * 300)
+    assert (done.returncode, len(done.stderr.splitlines())) == (2, 1)
+    assert "File name too long" in done.stderr
+
+
 def test_purge_asks_before_it_removes_and_then_removes_everything(root: Path) -> None:
     refused = kvlingua("purge", str(root))
     assert (refused.returncode, "--yes" in refused.stderr) == (2, True)
