@@ -6,7 +6,7 @@ nothing.
 """
 
 import re
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from typing import TypeAlias
 
@@ -79,7 +79,8 @@ class Container:
         data = data.cast("B")
         fields = {"chain": digest.hex(), "first_token": f"{position:0{POSITION_DIGITS}d}"}
         for plane, parts in self._parts.items():
-            fields[f"checksums_{plane}"] = "".join(_checksum(data, runs) for _, runs in parts)
+            checksums = (_checksum(data[start:stop] for start, stop in runs) for _, runs in parts)
+            fields[f"checksums_{plane}"] = "".join(checksums)
         into.cast("B")[:] = self._template.filled(fields)
 
     def verify(self, obj: memoryview, digest: bytes, needed: Extent) -> None:
@@ -101,12 +102,17 @@ class Container:
             raise ContainerError("identity", f"the object's chain digest is {chain!r}, not {digest.hex()}")
         self._verify_header(head)
         data, wanted = obj[self.header_bytes :], self.namespace.grid.aligned(needed)
+        for part in self.parts(head):
+            if wanted.contains(part.shard):
+                part.check(data[start:stop] for start, stop in part.runs)
+
+    def parts(self, head: memoryview) -> Iterator["StoredPart"]:
+        """The shards of every plane, with the checksums that a header of this container says they have."""
         for plane, parts in self._parts.items():
             stored = self._template.value(head, f"checksums_{plane}").decode("ascii", "replace")
             for number, (shard, runs) in enumerate(parts):
-                expected = stored[number * CHECKSUM_DIGITS : (number + 1) * CHECKSUM_DIGITS]
-                if wanted.contains(shard) and expected != _checksum(data, runs):
-                    raise ContainerError("checksum", f"plane {plane} is damaged in {shard}: its checksum doesn't fit")
+                checksum = stored[number * CHECKSUM_DIGITS : (number + 1) * CHECKSUM_DIGITS]
+                yield StoredPart(plane, shard, runs, checksum)
 
     def _verify_header(self, head: memoryview) -> None:
         self._position(head)
@@ -119,6 +125,21 @@ class Container:
         if not digits.isdigit() or int(digits) % self.namespace.chunk_tokens:  # of bytes: the ten ASCII digits only
             raise ContainerError("header", f"{digits!r} is not where a chunk of {self.namespace.chunk_tokens} begins")
         return int(digits)
+
+
+@dataclass(frozen=True, slots=True)
+class StoredPart:
+    """One plane of one shard: the runs of the data in which it lies (first byte, end), and the checksum of them."""
+
+    plane: str
+    shard: Extent
+    runs: tuple[tuple[int, int], ...]
+    checksum: str
+
+    def check(self, data: Iterable[memoryview]) -> None:
+        """Raise ContainerError unless `data`, the bytes of the runs in any pieces, has the checksum."""
+        if _checksum(data) != self.checksum:
+            raise ContainerError("checksum", f"plane {self.plane} is damaged in {self.shard}: its checksum doesn't fit")
 
 
 @dataclass(frozen=True)
@@ -209,9 +230,9 @@ def _runs(extent: Extent, shard: Extent, base: int, head: int, layer: int) -> It
         yield start, start + shard.layers * layer
 
 
-def _checksum(data: memoryview, runs: tuple[tuple[int, int], ...]) -> str:
-    """xxh3-128 of the runs, one after the other."""
+def _checksum(pieces: Iterable[memoryview]) -> str:
+    """xxh3-128 of the pieces, one after the other."""
     checksum = xxhash.xxh3_128()
-    for start, stop in runs:
-        checksum.update(data[start:stop])
+    for piece in pieces:
+        checksum.update(piece)
     return checksum.hexdigest()

@@ -1,21 +1,21 @@
 """`kvlingua inspect`: what is stored. With `--verify` every byte of every object is read and checked."""
 
 import argparse
+import os
 from dataclasses import dataclass, field
+from functools import partial
+from io import FileIO
 from pathlib import Path
 
 from kvlingua.common.cli.progress import progress
 from kvlingua.common.cli.sizes import size
 from kvlingua.common.cli.target import add_target, existing_store
-from kvlingua.common.container import ParsedHeader, parse_header
+from kvlingua.common.cli.verification import verify_object
 from kvlingua.common.errors import ContainerError, StoreError
 from kvlingua.common.keys import NAMESPACE_FILE, OBJECT_SUFFIX, parse_key
 from kvlingua.common.namespace import Namespace
 from kvlingua.common.nearest import stored_namespaces
 from kvlingua.common.store import Entry, Read, Store
-
-# An object of one chunk; a larger one isn't read into memory because a stranger put it there.
-MAX_OBJECT_BYTES = 8 << 30
 
 
 @dataclass
@@ -61,9 +61,8 @@ def run(options: argparse.Namespace) -> int:
 def inspect_object(path: Path) -> int:
     """Describes and verifies one file."""
     try:
-        if path.stat().st_size > MAX_OBJECT_BYTES:
-            raise ContainerError("size", f"more than {size(MAX_OBJECT_BYTES)}, no object is that large")
-        header = check_object(memoryview(path.read_bytes()))
+        with path.open("rb", buffering=0) as file:
+            header = verify_object(os.fstat(file.fileno()).st_size, partial(read_file, file))
     except ContainerError as problem:
         print(f"{path}: damaged or foreign ({problem.reason}): {problem}")
         return 1
@@ -74,6 +73,17 @@ def inspect_object(path: Path) -> int:
         f"{container.namespace.kv_dtype}, namespace {container.namespace.digest[:12]}; checksums right"
     )
     return 0
+
+
+def read_file(file: FileIO, offset: int, into: memoryview) -> bool:
+    file.seek(offset)
+    filled = 0
+    while filled < into.nbytes:
+        count = file.readinto(into[filled:])
+        if not count:
+            return False
+        filled += count
+    return True
 
 
 def report(store: Store) -> str:
@@ -116,20 +126,12 @@ def verify(store: Store) -> int:
 
 def verify_entry(store: Store, entry: Entry) -> None:
     """Raises ContainerError unless the object is undamaged and is the one that its key names."""
-    if entry.nbytes > MAX_OBJECT_BYTES:
-        raise ContainerError("size", f"{size(entry.nbytes)}, no object is that large")
-    data = bytearray(entry.nbytes)
-    if store.get_many([Read(entry.key, 0, memoryview(data))]) != [entry.nbytes]:
-        raise ContainerError("truncated", "it went, or changed its size, while it was read")
-    header = check_object(memoryview(data))
+
+    def read(offset: int, into: memoryview) -> bool:
+        return store.get_many([Read(entry.key, offset, into)]) == [entry.nbytes]
+
+    header = verify_object(entry.nbytes, read)
     key = parse_key(entry.key)
     holds = (header.container.namespace.digest, header.chain, header.container.extent)
     if key is None or (key.namespace, key.chain, key.extent) != holds:
         raise ContainerError("identity", "it is an undamaged object of another key: somebody has renamed it")
-
-
-def check_object(data: memoryview) -> ParsedHeader:
-    """The header of an object whose header and every shard are undamaged. Raises ContainerError."""
-    header = parse_header(data, data.nbytes)
-    header.container.verify(data, header.chain, header.container.extent)
-    return header
