@@ -56,7 +56,9 @@ class ContainerError(KVLinguaError):
 
 
 class StoreError(KVLinguaError):
-    """The store failed, not one object in it."""
+    """The store failed, not one object in it. `stored`: how many objects of a `put_many` are there nevertheless."""
+
+    stored = 0
 
 
 class StoreTimeout(StoreError):

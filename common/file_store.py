@@ -67,9 +67,13 @@ class FileStore:
             for index, (key, buffers) in enumerate(items):
                 namespace, name = split_key(key)
                 mtime_ns = self._places.pop(key, now_ns - 1000 * index)
-                folder = folders.namespace(namespace, create=True)
-                if folder is None or not self._explained(exists, folder, name):
-                    self._put(folders, namespace, name, buffers, mtime_ns)
+                try:
+                    folder = folders.namespace(namespace, create=True)
+                    if folder is None or not self._explained(exists, folder, name):
+                        self._put(folders, namespace, name, buffers, mtime_ns)
+                except StoreError as error:
+                    error.stored = index
+                    raise
 
     def delete_many(self, keys: Sequence[str]) -> None:
         by_namespace: dict[str, list[str]] = {}

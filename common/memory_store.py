@@ -57,7 +57,11 @@ class MemoryStore:
                 if key in self._objects:
                     continue
                 data = b"".join(buffers)
-                self._make_room(len(data), mtime_ns)
+                try:
+                    self._make_room(len(data), mtime_ns)
+                except StoreFull as error:
+                    error.stored = index
+                    raise
                 self._objects[key] = _Object(data, mtime_ns)
                 self._total += len(data)
 

@@ -81,7 +81,7 @@ class Store(Protocol):
 
         An object that is there already is kept as it is. Order matters when room is short: earlier ones are stored
         first, and an object that would be the next to be evicted is not taken in. Raises StoreFull or StoreError
-        at the first object that can't be stored; those before it are.
+        at the first object that can't be stored; those before it are, and the error's `stored` is their number.
         """
 
     def delete_many(self, keys: Sequence[str]) -> None:
