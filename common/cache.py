@@ -82,7 +82,7 @@ class KVCache:
         running = self._in_this_process()
         chain, likely = tuple(digests), running.likely.get(namespace.digest)
         with Stopwatch("lookup", self._scheme):
-            covers = running.worker.call(
+            covers = running.lookups.call(
                 "lookup",
                 lambda: find(running.store, namespace, chain, extent, likely),
                 self._config.lookup_timeout_s,
@@ -146,7 +146,7 @@ class KVCache:
         Raises StoreTimeout after `load_timeout_s`, StoreError.
         """
         running = self._in_this_process()
-        return running.worker.call("scan", lambda: nearest(running.store, namespace), self._config.load_timeout_s)
+        return running.loads.call("scan", lambda: nearest(running.store, namespace), self._config.load_timeout_s)
 
     def flush(self, timeout: float) -> bool:
         """Wait until what was stored is visible to others; False if it isn't after `timeout` seconds."""
@@ -174,6 +174,8 @@ class KVCache:
             made = Running(self._config)
             running = self._running.setdefault(pid, made)  # two threads at once: one of theirs is used
             if running is made:
+                for other in self._running.keys() - {pid}:  # a forked child has its parent's, too
+                    self._running.pop(other).leave()
                 running.start()
         return running
 

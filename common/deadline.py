@@ -1,8 +1,8 @@
 """Store calls with a deadline: they run in a worker thread, and the caller stops waiting.
 
-A thread that is stuck in the kernel can't be stopped. So there is one, and while it is stuck the store counts as
-hanging: every further call fails at once, until the stuck one returns. The thread is a daemon: it never keeps a
-process from exiting.
+A thread that is stuck in the kernel can't be stopped. So there is one for each kind of call, and while one is stuck the
+store counts as hanging: every further call, of any kind, fails at once, until the stuck one returns. The threads are
+daemons: they never keep a process from exiting.
 """
 
 import threading
@@ -25,42 +25,48 @@ class _Job(Generic[T]):
 
 
 class DeadlineWorker:
-    """One worker thread, started at the first call. Belongs to the process that made it."""
+    """One worker thread, started at the first call. Belongs to the process that made it.
 
-    def __init__(self, name: str) -> None:
+    stuck: shared by the workers of one store; per worker's name, what the call was doing that overran its deadline and
+    hasn't returned.
+    """
+
+    def __init__(self, name: str, stuck: dict[str, str]) -> None:
         self._name = name
+        self._stuck = stuck
         self._jobs: deque[_Job[Any]] = deque()
         self._wake = threading.Condition()
         self._thread: threading.Thread | None = None
-        self._stuck: str | None = None  # what the call was doing that overran its deadline and hasn't returned
         self._closed = False
 
     @property
     def hanging(self) -> bool:
-        return self._stuck is not None
+        return bool(self._stuck)
 
-    def call(self, what: str, function: Callable[[], T], timeout_s: float) -> T:
+    def call(self, what: str, function: Callable[[], T], timeout_s: float, waited_s: float = 0.0) -> T:
         """`function()` in the worker thread; its exception is raised here.
 
-        Raises StoreTimeout if it isn't done after `timeout_s`, or at once while an earlier call is stuck. What
-        `function` writes to must not be reused before `hanging` is False again.
+        Raises StoreTimeout if it isn't done after `timeout_s`, of which `waited_s` are over, or at once while an
+        earlier call is stuck. Calls are made one after the other: a later one may write where this one does, even if
+        this one is stuck.
         """
         job = _Job(function)
         with self._wake:
-            if self._stuck is not None:
-                raise StoreTimeout(f"the store hangs: a {self._stuck} hasn't returned yet; no {what} until it does")
+            for earlier in list(self._stuck.values()):
+                raise StoreTimeout(f"the store hangs: a {earlier} hasn't returned yet; no {what} until it does")
             if self._closed:
                 raise StoreError(f"no {what}: the cache is closed")
             if self._thread is None:
-                self._thread = threading.Thread(target=self._run, name=self._name, daemon=True)
-                self._thread.start()
+                thread = threading.Thread(target=self._run, name=self._name, daemon=True)
+                thread.start()  # may fail; then the next call tries again
+                self._thread = thread
             self._jobs.append(job)
             self._wake.notify()
-        if not job.done.wait(timeout_s):
+        if not job.done.wait(max(0.0, timeout_s - waited_s)):
             with self._wake:
                 if not job.done.is_set():
                     if job.started:
-                        self._stuck = what
+                        self._stuck[self._name] = what
                     else:  # behind another thread's longer call, which has a deadline of its own
                         self._jobs.remove(job)
                     raise StoreTimeout(f"the store didn't finish a {what} within {timeout_s:g} s")
@@ -85,4 +91,4 @@ class DeadlineWorker:
             job.outcome = capture(job.function)
             with self._wake:
                 job.done.set()
-                self._stuck = None
+                self._stuck.pop(self._name, None)

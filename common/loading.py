@@ -1,6 +1,7 @@
 """From the store into an engine: read everything, verify everything, and only then write."""
 
 import logging
+import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import groupby
@@ -33,8 +34,9 @@ def load(running: Running, hit: Hit, into: View, start: int, stop: int) -> None:
         return
     tokens = hit.namespace.chunk_tokens
     first, last = start // tokens, -(-stop // tokens)
-    if not running.load_lock.acquire(timeout=running.config.load_timeout_s):
-        raise StoreTimeout(f"another thread has been loading for {running.config.load_timeout_s:g} s")
+    began, timeout_s = time.monotonic(), running.config.load_timeout_s
+    if not running.load_lock.acquire(timeout=timeout_s):
+        raise StoreTimeout(f"another thread has been loading for {timeout_s:g} s")
     try:
         nbytes = _staged_bytes(running, hit, first, last)
         memory = running.load_memory.acquire(nbytes)
@@ -43,16 +45,11 @@ def load(running: Running, hit: Hit, into: View, start: int, stop: int) -> None:
                 f"chunks {first} to {last} take {nbytes} bytes while they are verified, queue_bytes is "
                 f"{running.config.queue_bytes}; raise it"
             )
-        pieces = _pieces(running, hit, first, last, memoryview(memory))
+        # Released even if the read is stuck and may still write: all that fill this memory do it in that same thread,
+        # after the stuck one has returned, and what they have filled is scattered before the next one may begin.
         try:
-            running.worker.call("load", lambda: _read(running, hit, pieces), running.config.load_timeout_s)
-        except StoreTimeout:
-            running.load_memory.abandon(memory)
-            raise
-        except BaseException:
-            running.load_memory.release(memory)
-            raise
-        try:
+            pieces = _pieces(running, hit, first, last, memoryview(memory))
+            running.loads.call("load", lambda: _read(running, hit, pieces), timeout_s, time.monotonic() - began)
             _scatter(running, pieces, into, start, stop, tokens)
         finally:
             running.load_memory.release(memory)

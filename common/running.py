@@ -26,7 +26,9 @@ class Running:
         self.counts = Counts(config.url.partition(":")[0])
         self.pid = os.getpid()
         self.store = open_store(config.url, config.max_bytes)
-        self.worker = DeadlineWorker("kvlingua-read")
+        stuck: dict[str, str] = {}
+        self.lookups = DeadlineWorker("kvlingua-lookup", stuck)  # short calls, never behind a long one
+        self.loads = DeadlineWorker("kvlingua-load", stuck)
         self.queue = WriteQueue("kvlingua-write")
         self.load_memory = ScratchPool(config.queue_bytes)
         self.store_memory = ScratchPool(config.queue_bytes)
@@ -40,6 +42,10 @@ class Running:
     def start(self) -> None:
         """This one is used: make sure that what it has queued is written when the process ends."""
         atexit.register(self.close, EXIT_FLUSH_S)
+
+    def leave(self) -> None:
+        """This process is a fork of the one that made this: let its memory go, and leave the rest to that one."""
+        atexit.unregister(self.close)
 
     def container(self, namespace: Namespace, extent: Extent) -> Container:
         """The objects of a namespace and extent; their headers are prepared once."""
@@ -57,8 +63,9 @@ class Running:
             return True
         atexit.unregister(self.close)
         done = self.queue.close(timeout)
-        self.worker.close()
-        if done and not self.worker.hanging:  # otherwise a stuck call still uses the store
+        self.lookups.close()
+        self.loads.close()
+        if done and not self.loads.hanging:  # otherwise a stuck call still uses the store
             self.store.close()
         if self._metrics is not None:
             self._metrics.close(1.0)

@@ -50,8 +50,3 @@ class ScratchPool:
             self._free.append(piece)
             while sum(map(len, self._free)) > min(_KEEP_BYTES, self._max_bytes):
                 self._free.pop(0)
-
-    def abandon(self, piece: mmap.mmap) -> None:
-        """A stuck call may still write to the piece: it is never handed out again, and freed when that call lets go."""
-        with self._lock:
-            self._used -= len(piece)

@@ -21,7 +21,7 @@ from kvlingua.layouts.view import View
 
 @dataclass(slots=True)
 class StoreHandle:
-    """What became of a store call. `stored`: chunks on their way to the store; `dropped`: chunks given up.
+    """What became of a store call. `stored`: chunks in the store or on their way to it; `dropped`: chunks given up.
 
     copied: set when the source may be reused. committed: set when the chunks are visible to others, or `error` says
     why not.
@@ -65,11 +65,8 @@ def store(
         raise
     handle.stored = len(taken)
     handle.copied.set()
-    if not running.queue.submit("store", job):
-        job.discard()
-        handle.stored = 0
-        _drop(running, handle, "queue_full", len(taken))
-        handle.finish()
+    if not running.queue.submit("store", job, job.given_up):
+        job.refused()
     return handle
 
 
@@ -98,12 +95,28 @@ class _Write:
         try:
             self._write()
         except BaseException as error:
-            self._handle.error = error
-            _drop(self._running, self._handle, reason_of(error), len(self.chunks))
+            before = error.stored - 1 if isinstance(error, StoreError) else 0  # the first was the namespace's JSON
+            self._finish(max(0, before), reason_of(error), error)
             raise
-        finally:
-            self.discard()
-            self._handle.finish()
+        self._finish(len(self.chunks))
+
+    def given_up(self) -> None:
+        """The cache was closed before this job's turn came."""
+        self._finish(0, "closed", StoreError("the cache was closed before these chunks were written"))
+
+    def refused(self) -> None:
+        """The queue didn't take this job."""
+        self._finish(0, "queue_full", None)
+
+    def _finish(self, written: int, reason: str = "", error: BaseException | None = None) -> None:
+        """The first `written` chunks are in the store, the others are given up for `reason`."""
+        container, handle = self._container, self._handle
+        handle.stored = written
+        handle.error = error
+        self._running.counts.stored(written * container.namespace.chunk_tokens, written * container.object_bytes)
+        _drop(self._running, handle, reason, len(self.chunks) - written)
+        self.discard()
+        handle.finish()
 
     def discard(self) -> None:
         """Give the memory back; the objects no longer wait."""
@@ -124,9 +137,6 @@ class _Write:
         store = self._running.store
         store.touch_chain(self._chain)  # first: what is put takes its place behind the chunks that are there
         store.put_many(items)
-        self._running.counts.stored(
-            len(self.chunks) * namespace.chunk_tokens, len(self.chunks) * self._container.object_bytes
-        )
 
 
 def _missing(
@@ -141,7 +151,7 @@ def _missing(
         return []
     asked = [digests[chunk] for chunk in wanted]
     try:
-        found = running.worker.call(
+        found = running.lookups.call(
             "lookup",
             lambda: missing_chunks(running.store, namespace, asked, extent),
             running.config.lookup_timeout_s,

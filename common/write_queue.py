@@ -18,21 +18,25 @@ class WriteQueue:
     def __init__(self, name: str) -> None:
         self._name = name
         self._guard = Guard("cache", "given up")
-        self._jobs: deque[tuple[str, Callable[[], None]]] = deque()
+        self._jobs: deque[tuple[str, Callable[[], None], Callable[[], None]]] = deque()
         self._changed = threading.Condition()
         self._thread: threading.Thread | None = None
         self._busy = False
         self._closed = False
 
-    def submit(self, what: str, job: Callable[[], None]) -> bool:
-        """Do `job` later; its errors are counted and logged. False if the queue is full or closed: it won't be."""
+    def submit(self, what: str, job: Callable[[], None], given_up: Callable[[], None] = lambda: None) -> bool:
+        """Do `job` later; its errors are counted and logged. False if the queue is full or closed: it won't be.
+
+        `given_up` is called instead if the queue is closed before the job's turn comes.
+        """
         with self._changed:
             if self._closed or len(self._jobs) >= _JOBS:
                 return False
             if self._thread is None:
-                self._thread = threading.Thread(target=self._run, name=self._name, daemon=True)
-                self._thread.start()
-            self._jobs.append((what, job))
+                thread = threading.Thread(target=self._run, name=self._name, daemon=True)
+                thread.start()  # may fail; then the next call tries again
+                self._thread = thread
+            self._jobs.append((what, job, given_up))
             self._changed.notify_all()
         return True
 
@@ -54,7 +58,11 @@ class WriteQueue:
             self._changed.notify_all()
         done = self.flush(timeout)
         with self._changed:
+            left = list(self._jobs)
             self._jobs.clear()
+            self._changed.notify_all()
+        for what, _, given_up in left:
+            self._guard.run(what, None, given_up)
         return done
 
     def _run(self) -> None:
@@ -66,6 +74,6 @@ class WriteQueue:
                     self._changed.wait()
                 if not self._jobs:
                     return
-                what, job = self._jobs.popleft()
+                what, job, _ = self._jobs.popleft()
                 self._busy = True
             self._guard.run(what, None, job)

@@ -5,7 +5,9 @@ import os
 import shutil
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
+import threading
+import time
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 import pytest
@@ -13,8 +15,9 @@ import pytest
 from kvlingua.common import log
 from kvlingua.common.cache import KVCache
 from kvlingua.common.config import Config
-from kvlingua.common.errors import LoadError, StoreError, StoreFull
+from kvlingua.common.errors import LoadError, StoreError, StoreFull, StoreTimeout
 from kvlingua.common.log import ensure_visible
+from kvlingua.common.store import Read
 from tests import spoil
 from tests.common.kv import Cache, namespace
 
@@ -178,15 +181,106 @@ def test_a_full_disk_costs_no_request(tmp_path: Path) -> None:
             assert handle.committed.wait(10)
             assert isinstance(handle.error, StoreFull)
             assert "No space left" in str(handle.error)
-            assert cache.stats["drops"] == 6
             hit = cache.lookup(namespace(), TOKENS)
             assert 0 < hit.tokens < 96  # what did fit is whole
+            assert cache.stats["drops"] == handle.dropped == 6 - hit.tokens // 16
             target = Cache(namespace(), 96)
             cache.load(hit, target.view(0, hit.tokens), 0, hit.tokens)
             assert target.same_tokens(source, 0, hit.tokens)
         assert not list(root.glob("*/.tmp*"))
     finally:
         subprocess.run(["umount", root], check=True)
+
+
+def test_what_was_stored_before_the_store_was_full_counts_as_stored(tmp_path: Path) -> None:
+    with KVCache.open(Config(url=f"file://{tmp_path}/store", max_bytes=50_000)) as cache:
+        handle = cache.store(namespace(), TOKENS, Cache(namespace(), 96, seed=1).view(), 0, 96)
+        assert handle.committed.wait(10)
+        assert isinstance(handle.error, StoreFull)
+        there = len(spoil.objects(tmp_path / "store"))
+        assert 0 < there < 6
+        assert (handle.stored, handle.dropped) == (there, 6 - there)
+        stats = cache.stats
+        assert (stats["tokens_stored"], stats["drops"]) == (there * 16, 6 - there)
+        assert stats["bytes_written"] == sum(path.stat().st_size for path in spoil.objects(tmp_path / "store"))
+
+
+def test_what_is_given_up_at_close_is_told_and_counted(tmp_path: Path) -> None:
+    cache, gate = KVCache.open(f"file://{tmp_path}/store"), threading.Event()
+    running = cache._in_this_process()
+    running.queue.submit("touch", lambda: gate.wait(30) and None)
+    handle = cache.store(namespace(), TOKENS, Cache(namespace(), 96, seed=1).view(), 0, 96)
+    assert handle.stored == 6
+    assert not cache.close(0.1)
+    gate.set()
+    assert handle.committed.wait(10)
+    assert isinstance(handle.error, StoreError)
+    assert "closed" in str(handle.error)
+    assert (handle.stored, handle.dropped, cache.stats["drops"]) == (0, 6, 6)
+    assert not running.pending
+    assert running.store_memory.available() == running.config.queue_bytes
+
+
+def test_a_load_ends_at_one_deadline_and_delays_no_lookup(root: Path) -> None:
+    """One load of 0.6 s after the other, at a deadline of 1 s: the second has 0.4 s left when its turn comes."""
+    with KVCache.open(Config(url=f"file://{root}", load_timeout_s=1, lookup_timeout_s=0.5)) as cache:
+        hit = cache.lookup(namespace(), TOKENS)
+        store, began = cache._in_this_process().store, threading.Event()
+        read = store.get_many
+
+        def slow(reads: Sequence[Read]) -> list[int | None]:
+            began.set()
+            time.sleep(0.6)
+            return read(reads)
+
+        store.get_many = slow  # type: ignore[method-assign]
+        loads = [threading.Thread(target=cache.load, args=(hit, Cache(namespace(), 96).view(), 0, 96))]
+        loads[0].start()
+        assert began.wait(10)
+        start = time.monotonic()
+        assert cache.lookup(namespace(), TOKENS) == hit  # within its own deadline, and well before the load is done
+        assert loads[0].is_alive()
+        with pytest.raises(StoreTimeout, match="within 1 s"):
+            cache.load(hit, Cache(namespace(), 96).view(), 0, 96)
+        assert time.monotonic() - start < 1.5
+        loads[0].join()
+        deadline = time.monotonic() + 10
+        while cache._in_this_process().loads.hanging:
+            assert time.monotonic() < deadline
+            time.sleep(0.01)
+
+
+def test_memory_of_a_stuck_load_is_not_lost(root: Path) -> None:
+    """What it writes late goes where nobody reads, and later loads use the same memory."""
+    size = spoil.objects(root)[0].stat().st_size + 64
+    with KVCache.open(Config(url=f"file://{root}", load_timeout_s=0.3, queue_bytes=6 * size)) as cache:
+        hit = cache.lookup(namespace(), TOKENS)
+        running, gate = cache._in_this_process(), threading.Event()
+        read = running.store.get_many
+
+        def stuck(reads: Sequence[Read]) -> list[int | None]:
+            gate.wait(30)
+            for one in reads:
+                one.into[:] = b"\xee" * one.into.nbytes
+            return [None] * len(reads)
+
+        for _ in range(3):
+            gate.clear()
+            running.store.get_many = stuck  # type: ignore[method-assign]
+            with pytest.raises(StoreTimeout):
+                cache.load(hit, Cache(namespace(), 96).view(), 0, 96)
+            running.store.get_many = read  # type: ignore[method-assign]
+            target = Cache(namespace(), 96)
+            with pytest.raises(StoreTimeout, match="hangs"):
+                cache.load(hit, target.view(), 0, 96)
+            gate.set()
+            deadline = time.monotonic() + 10
+            while running.loads.hanging:
+                assert time.monotonic() < deadline
+                time.sleep(0.01)
+            assert target.untouched()
+            cache.load(hit, target.view(), 0, 96)
+            assert target.same_tokens(Cache(namespace(), 96, seed=1), 0, 96)
 
 
 def test_a_forked_child_has_threads_of_its_own(root: Path) -> None:
@@ -203,6 +297,7 @@ child = os.fork()
 if child == 0:
     target = Cache(namespace(), 96)
     hit = cache.lookup(namespace(), tokens)
+    assert list(cache._running) == [os.getpid()], "the parent's memory is kept"
     cache.load(hit, target.view(), 0, 96)
     assert target.same_tokens(Cache(namespace(), 96, seed=1), 0, 96)
     handle = cache.store(namespace(), [9, *tokens[1:]], source.view(), 0, 96)

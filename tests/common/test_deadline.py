@@ -2,6 +2,7 @@
 
 import threading
 import time
+from pathlib import Path
 
 import pytest
 from hypothesis import given
@@ -9,6 +10,7 @@ from hypothesis import strategies as st
 
 from kvlingua.common.deadline import DeadlineWorker
 from kvlingua.common.errors import StoreError, StoreTimeout
+from kvlingua.common.metrics import MetricsFile
 from kvlingua.common.scratch import ScratchPool
 from kvlingua.common.write_queue import WriteQueue
 
@@ -18,7 +20,7 @@ def fail(error: Exception) -> None:
 
 
 def test_a_call_gives_its_value_or_raises_its_error() -> None:
-    worker = DeadlineWorker("test")
+    worker = DeadlineWorker("test", {})
     assert worker.call("sum", lambda: 1 + 1, 10) == 2
     with pytest.raises(ZeroDivisionError):
         worker.call("sum", lambda: 1 / 0, 10)
@@ -29,7 +31,7 @@ def test_a_call_gives_its_value_or_raises_its_error() -> None:
 
 
 def test_a_stuck_call_fails_all_until_it_returns() -> None:
-    worker, release = DeadlineWorker("test"), threading.Event()
+    worker, release = DeadlineWorker("test", {}), threading.Event()
     with pytest.raises(StoreTimeout, match=r"didn't finish a read within 0\.05 s"):
         worker.call("read", lambda: release.wait(30), 0.05)
     assert worker.hanging
@@ -49,7 +51,7 @@ def test_a_stuck_call_fails_all_until_it_returns() -> None:
 
 
 def test_a_call_behind_a_long_one_times_out_alone() -> None:
-    worker, release, started = DeadlineWorker("test"), threading.Event(), threading.Event()
+    worker, release, started = DeadlineWorker("test", {}), threading.Event(), threading.Event()
     ran: list[str] = []
 
     def long() -> None:
@@ -69,6 +71,25 @@ def test_a_call_behind_a_long_one_times_out_alone() -> None:
     worker.close()
 
 
+def test_while_one_worker_is_stuck_its_fellow_asks_nothing() -> None:
+    stuck: dict[str, str] = {}
+    loads, lookups, release = DeadlineWorker("loads", stuck), DeadlineWorker("lookups", stuck), threading.Event()
+    assert lookups.call("lookup", lambda: 1, 10) == 1
+    with pytest.raises(StoreTimeout):
+        loads.call("load", lambda: release.wait(30), 0.05)
+    assert lookups.hanging
+    with pytest.raises(StoreTimeout, match="a load hasn't returned yet; no lookup until it does"):
+        lookups.call("lookup", lambda: 1, 10)
+    release.set()
+    deadline = time.monotonic() + 10
+    while lookups.hanging:
+        assert time.monotonic() < deadline
+        time.sleep(0.005)
+    assert lookups.call("lookup", lambda: 1, 10) == 1
+    for worker in (loads, lookups):
+        worker.close()
+
+
 def test_jobs_are_done_in_order_and_errors_stop_none() -> None:
     queue, done = WriteQueue("test"), []
     for number in range(50):
@@ -78,6 +99,41 @@ def test_jobs_are_done_in_order_and_errors_stop_none() -> None:
     assert done == list(range(50))
     assert queue.close(1)
     assert not queue.submit("store", lambda: None)
+
+
+def test_what_is_given_up_is_told() -> None:
+    queue, release, told = WriteQueue("test"), threading.Event(), []
+    queue.submit("store", lambda: release.wait(30) and None, lambda: told.append("the one that runs"))
+    for number in range(3):
+        queue.submit("store", lambda: fail(AssertionError("given up")), lambda number=number: told.append(number))  # type: ignore[misc]
+    while len(queue._jobs) > 3:
+        time.sleep(0.001)
+    assert not queue.close(0.05)
+    assert told == [0, 1, 2]
+    release.set()
+
+
+def test_threads_that_could_not_start_are_started_later(monkeypatch: pytest.MonkeyPatch) -> None:
+    def no_thread(thread: threading.Thread) -> None:
+        raise RuntimeError("can't start new thread")
+
+    worker, queue, file = DeadlineWorker("test", {}), WriteQueue("test"), MetricsFile(Path("/nowhere"))
+    with monkeypatch.context() as few:
+        few.setattr(threading.Thread, "start", no_thread)
+        for call in (
+            lambda: worker.call("sum", lambda: 1, 1),
+            lambda: queue.submit("store", lambda: None),
+            file.update,
+        ):
+            with pytest.raises(RuntimeError, match="new thread"):
+                call()
+    assert worker.call("sum", lambda: 1, 10) == 1
+    assert queue.submit("store", lambda: None)
+    assert queue.flush(10)
+    file.close(10)
+    assert file._thread is not None
+    worker.close()
+    queue.close(1)
 
 
 def test_flush_and_close_wait_no_longer_than_told() -> None:
@@ -102,11 +158,11 @@ def test_jobs_without_memory_are_bounded_by_number() -> None:
     assert queue.close(1)
 
 
-@given(st.lists(st.tuples(st.integers(1, 50_000), st.booleans(), st.booleans()), max_size=40))
-def test_scratch_memory_stays_within_its_bound(steps: list[tuple[int, bool, bool]]) -> None:
+@given(st.lists(st.tuples(st.integers(1, 50_000), st.booleans()), max_size=40))
+def test_scratch_memory_stays_within_its_bound(steps: list[tuple[int, bool]]) -> None:
     bound = 1 << 16
     pool, held = ScratchPool(bound), []
-    for nbytes, give_back, stuck in steps:
+    for nbytes, give_back in steps:
         room = pool.available()
         piece = pool.acquire(nbytes)
         if piece is None:
@@ -117,7 +173,7 @@ def test_scratch_memory_stays_within_its_bound(steps: list[tuple[int, bool, bool
             held.append(piece)
         assert sum(map(len, held)) <= bound
         if give_back and held:
-            (pool.abandon if stuck else pool.release)(held.pop(0))
+            pool.release(held.pop(0))
     assert pool.available() == bound - sum(map(len, held))
 
 
