@@ -74,7 +74,8 @@ def prompts(count: int, tokens: int, seed: int) -> list[list[int]]:
 def measure(engine: str, model: Path, tokens: int, rounds: int, work: Path) -> Iterator[Round]:
     """The rounds of one engine. Raises RuntimeError if what is called warm wasn't, or gives another token."""
     store = work / f"store-{engine}"
-    stored, unseen = prompts(rounds, tokens, seed=1), prompts(rounds + 1, tokens, seed=2)
+    stored, unseen = prompts(rounds, tokens, seed=1), prompts(rounds, tokens, seed=2)
+    warm_ups = prompts(2, tokens, seed=3)
     wanted = reusable_tokens(tokens // CHUNK_TOKENS * CHUNK_TOKENS, tokens, PAGES[engine])
     room = {"sglang": {"max_total_tokens": (2 * rounds + 3) * tokens}}.get(engine, {})
 
@@ -100,12 +101,12 @@ def measure(engine: str, model: Path, tokens: int, rounds: int, work: Path) -> I
         return answer.ttft_s, answer.tokens[0]
 
     with launch("producer", "producer") as driver:
-        first_token(driver, unseen[-1][: 2 * CHUNK_TOKENS], 0)
+        first_token(driver, warm_ups[0][:CHUNK_TOKENS], 0)
         expected = [first_token(driver, prompt, 0)[1] for prompt in stored]
         driver.wait_objects(rounds * (tokens // CHUNK_TOKENS))
     with launch("consumer", "consumer") as driver:
-        first_token(driver, unseen[-1], 0)  # warms the process
-        for prompt, other, token in zip(stored, unseen, expected, strict=False):
+        first_token(driver, warm_ups[1], 0)
+        for prompt, other, token in zip(stored, unseen, expected, strict=True):
             cold, _ = first_token(driver, other, 0)
             warm, found = first_token(driver, prompt, wanted)
             if found != token:

@@ -92,7 +92,7 @@ class HuggingFace:
         ids = self._torch.tensor([list(prompt)])
         arguments = {"attention_mask": self._torch.ones_like(ids), "do_sample": False, "max_new_tokens": 1}
         self.model.generate(ids, past_key_values=past, **arguments)
-        past.crop(len(prompt) - 1)
+        past.crop(-1)
         start = time.monotonic()
         self.model.generate(ids, past_key_values=past, **arguments)
         return time.monotonic() - start
