@@ -1,6 +1,6 @@
 """Damage to a store on disk, as tests of the cache and of real engines need it. Each says how many objects it spoiled.
 
-`store_root` is the folder of a file:// store.
+`store_root` is the folder of a file:// store, or the file of one object.
 """
 
 import os
@@ -16,6 +16,8 @@ _DTYPES = {"float32": (numpy.uint32, 0x80000000), "float16": (numpy.uint16, 0x80
 
 def objects(store_root: Path) -> list[Path]:
     """The files of all stored objects, sorted by path."""
+    if store_root.is_file():
+        return [store_root]
     return sorted(store_root.glob("*/*.safetensors"))
 
 

@@ -12,7 +12,7 @@ import pytest
 from engines.drivers.driver import Driver
 from engines.drivers.protocol import Ask
 from tests.engines.sglang.conftest import Launcher
-from tests.engines.vllm.texts import CHUNK, chunks, length, text
+from tests.engines.texts import CHUNK, chunks, length, text
 from tests.hanging import hanging_folder, why_not
 from tests.spoil import garbage
 

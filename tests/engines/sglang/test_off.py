@@ -12,7 +12,7 @@ from demo.job import MODEL
 from engines.drivers.protocol import Ask
 from tests.engines.sglang.conftest import Launcher
 from tests.engines.sglang.in_engine import run
-from tests.engines.vllm.texts import length, text
+from tests.engines.texts import length, text
 
 TEXT = text(90)
 

@@ -13,7 +13,7 @@ from demo.job import MODEL
 from engines.drivers.driver import Driver
 from engines.drivers.protocol import Reply
 from tests.engines.sglang.conftest import Launcher
-from tests.engines.vllm.texts import chunks, length, taken, text
+from tests.engines.texts import chunks, length, taken, text
 
 STORED, NEW, LATER = text(80), text(81), text(82)
 

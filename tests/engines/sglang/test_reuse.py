@@ -12,8 +12,8 @@ from engines.drivers.driver import Driver
 from engines.drivers.protocol import Ask, Reply
 from kvlingua.common.chain import chain_digests, request_seed
 from tests.engines.sglang.conftest import Launcher
-from tests.engines.vllm.texts import CHUNK, chunks, flip_byte, length, objects_of, taken, text
-from tests.spoil import negate_v
+from tests.engines.texts import CHUNK, chunks, length, objects_of, taken, text
+from tests.spoil import flip_byte, negate_v
 
 BY_1 = [text(seed) for seed in range(40, 44)]  # read at page 1, together, in a prefill of chunks
 BY_64 = [text(50, tokens=430), text(51)]

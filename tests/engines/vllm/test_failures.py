@@ -3,19 +3,19 @@ without cache, one line says so, a metric counts it."""
 
 import os
 import re
-import subprocess
-from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, contextmanager
+from collections.abc import Callable
+from contextlib import AbstractContextManager
 from pathlib import Path
 
 import pytest
 
 from engines.drivers.driver import Driver
 from engines.drivers.protocol import Ask
+from tests.engines.texts import chunks, length, objects_of, text
+from tests.engines.trouble import full, hanging, needs_root, no_folder, read_only
 from tests.engines.vllm.conftest import Launcher
-from tests.engines.vllm.texts import chunks, flip_byte, length, objects_of, text
-from tests.hanging import hanging_folder, why_not
-from tests.spoil import garbage
+from tests.hanging import hanging_folder
+from tests.spoil import flip_byte, garbage
 
 TEXTS = [text(seed) for seed in range(30, 34)]
 
@@ -53,46 +53,6 @@ def test_loads_that_fail_after_the_promise(launch: Launcher, tmp_path: Path) -> 
         assert [answer.tokens for answer in mended.answers] == right
         assert mended.reused + mended.computed == length(*TEXTS)
         assert mended.reused >= 3 * (length(TEXTS[0]) - 96), "what was damaged has been stored anew"
-
-
-@contextmanager
-def read_only(folder: Path) -> Iterator[Path]:
-    with mounted(folder, "ro"):
-        yield folder
-
-
-@contextmanager
-def full(folder: Path) -> Iterator[Path]:
-    with mounted(folder, "size=64k"):
-        yield folder
-
-
-@contextmanager
-def mounted(folder: Path, options: str) -> Iterator[None]:
-    """A file system in memory, which takes root."""
-    folder.mkdir(mode=0o700)
-    subprocess.run(["mount", "-t", "tmpfs", "-o", f"mode=700,{options}", "tmpfs", folder], check=True)
-    try:
-        yield
-    finally:
-        subprocess.run(["umount", "--lazy", folder], check=True)
-
-
-@contextmanager
-def no_folder(folder: Path) -> Iterator[Path]:
-    folder.write_text("a file stands where the folder should be")
-    yield folder
-
-
-@contextmanager
-def hanging(folder: Path) -> Iterator[Path]:
-    folder.mkdir()
-    with hanging_folder(folder) as frozen:
-        frozen.freeze()
-        yield frozen.path / "store"
-
-
-needs_root = pytest.mark.skipif(why_not() is not None, reason=f"a file system is mounted: {why_not()}")
 
 
 @pytest.mark.parametrize(
@@ -138,9 +98,6 @@ def test_a_store_of_garbage(launch: Launcher, cold: list[list[int]], tmp_path: P
 
 def test_a_store_that_begins_to_hang(launch: Launcher, cold: list[list[int]], tmp_path: Path) -> None:
     """The requests in flight wait for the deadline of a load, later ones for nothing."""
-    why = why_not()
-    if why:
-        pytest.skip(why)
     options = {"engine": {"enable_prefix_caching": False}, "settings": {"KVLINGUA_LOAD_TIMEOUT_S": "1"}}
     with hanging_folder(tmp_path) as folder, launch(folder.path / "store", **options) as driver:
         assert tokens(driver, *TEXTS) == cold

@@ -9,8 +9,8 @@ import torch
 from transformers import Gemma2Config, Gemma2ForCausalLM
 
 from engines.drivers.driver import Driver, DriverError
+from tests.engines.texts import chunks, taken, text
 from tests.engines.vllm.conftest import Launcher
-from tests.engines.vllm.texts import chunks, taken, text
 
 TEXTS = [text(50), text(51)]
 

@@ -14,8 +14,8 @@ from demo.job import MODEL
 from engines.drivers.driver import Driver
 from engines.drivers.protocol import Ask
 from engines.launch import environment, python_of
+from tests.engines.texts import chunks, length, taken, text
 from tests.engines.vllm.conftest import Launcher
-from tests.engines.vllm.texts import chunks, length, taken, text
 
 TEXT, OTHER = text(40), text(41)
 RANK = 8

@@ -10,8 +10,8 @@ import torch
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from engines.drivers.protocol import Ask, Reply
+from tests.engines.texts import CHUNK, chunks, length, taken, text
 from tests.engines.vllm.conftest import Launcher
-from tests.engines.vllm.texts import CHUNK, chunks, length, taken, text
 from tests.spoil import negate_v
 
 BY_128 = [text(seed) for seed in range(3)]  # read at block size 128, together, in chunked prefill

@@ -34,10 +34,3 @@ def length(*asks: Ask) -> int:
 def objects_of(store: Path, ask: Ask) -> list[Path]:
     """The files of a prompt's chunks, in their order."""
     return [next(store.glob(f"*/{digest.hex()}-*.safetensors")) for digest in chain_digests(ask.prompt, CHUNK)]
-
-
-def flip_byte(path: Path) -> None:
-    """Change one bit near the end of an object."""
-    data = bytearray(path.read_bytes())
-    data[-100] ^= 1
-    path.write_bytes(data)
