@@ -9,6 +9,7 @@ Evicted is what was used longest ago. The chunks of a chain carry times that fal
 (`Store.touch_chain`), so the tail goes first. An object that would be the next to go is not taken in.
 """
 
+import errno
 import os
 import stat
 import threading
@@ -19,7 +20,7 @@ from contextlib import contextmanager, suppress
 from kvlingua.common import temporary
 from kvlingua.common.errors import StoreError, StoreFull, StoreTimeout
 from kvlingua.common.file_lock import locked
-from kvlingua.common.folder import OpenFolders, StoredFile, explain, is_ours
+from kvlingua.common.folder import UNREADABLE, OpenFolders, StoredFile, explain, is_ours
 from kvlingua.common.keys import NAMESPACE_FILE
 
 USAGE_FILE = ".usage"
@@ -164,8 +165,10 @@ def exists(folder: int, name: str) -> bool:
     """Whether a name in an open folder is a regular file of ours."""
     try:
         return is_ours(os.stat(name, dir_fd=folder, follow_symlinks=False))
-    except (FileNotFoundError, PermissionError):
-        return False
+    except OSError as error:
+        if error.errno == errno.ENOENT or error.errno in UNREADABLE:
+            return False
+        raise
 
 
 def _writable(folders: OpenFolders, namespace: str) -> int:

@@ -19,7 +19,7 @@ from urllib.parse import unquote, urlsplit
 
 from kvlingua.common.errors import ConfigError, StoreError
 from kvlingua.common.eviction import Account, exists
-from kvlingua.common.folder import OpenFolders, explain, is_ours
+from kvlingua.common.folder import UNREADABLE, OpenFolders, explain, is_ours
 from kvlingua.common.store import Bytes, Capabilities, Entry, Read, split_key
 from kvlingua.common.temporary import is_temporary
 
@@ -27,8 +27,7 @@ T = TypeVar("T")
 P = ParamSpec("P")
 
 _OPEN_FILE = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_NOCTTY | os.O_CLOEXEC
-# What one name in the folder can cause: that object isn't there. Anything else is the store's trouble.
-_ONE_BAD_FILE = (errno.ENOENT, errno.ELOOP, errno.ENXIO, errno.ENODEV, errno.EACCES, errno.EPERM, errno.EISDIR)
+_NO_FILE = (errno.ENOENT, errno.ELOOP, errno.ENXIO, errno.ENODEV, errno.EISDIR)
 _PLACES = 1 << 16  # keys whose place in a chain is remembered until they are put
 _IOV = 512  # buffers per pwritev; Linux takes 1,024
 
@@ -87,11 +86,14 @@ class FileStore:
 
     def scan(self, prefix: str = "") -> Iterator[Entry]:
         with OpenFolders(self.root) as folders:
-            for namespace in self._explained(folders.names):
-                if namespace.startswith(prefix[:64]):
-                    for file in folders.files(namespace):
-                        if file.key.startswith(prefix) and not is_temporary(file.name):
-                            yield Entry(file.key, file.nbytes, file.mtime_ns / 1e9)
+            try:
+                for namespace in folders.names():
+                    if namespace.startswith(prefix[:64]):
+                        for file in folders.files(namespace):
+                            if file.key.startswith(prefix) and not is_temporary(file.name):
+                                yield Entry(file.key, file.nbytes, file.mtime_ns / 1e9)
+            except OSError as error:
+                raise explain(self.root, error) from error
 
     def touch_chain(self, keys: Sequence[str]) -> None:
         now_ns = time.time_ns()
@@ -166,24 +168,33 @@ def folder_of(url: str) -> Path:
 
 
 def _read(folder: int, name: str, read: Read) -> int | None:
-    """Fill one read's buffer from one file, opened without following links and without waiting for a FIFO's writer."""
+    """Fill one read's buffer from one file, opened without following links and without waiting for a FIFO's writer.
+
+    A file of ours that can't be read counts as one that ends there: it is damaged, and can be removed like others.
+    """
     try:
         descriptor = os.open(name, _OPEN_FILE, dir_fd=folder)
     except OSError as error:
-        if error.errno in _ONE_BAD_FILE:
+        if error.errno in _NO_FILE:
             return None
+        if error.errno in UNREADABLE:
+            return 0 if exists(folder, name) else None
         raise
+    filled = 0
     try:
         status = os.fstat(descriptor)
         if not is_ours(status):
             return None
-        filled = 0
         while filled < read.into.nbytes:
             count = os.preadv(descriptor, [read.into[filled:]], read.offset + filled)
             if count == 0:
                 return min(status.st_size, read.offset + filled)
             filled += count
         return status.st_size
+    except OSError as error:
+        if error.errno in UNREADABLE:
+            return read.offset + filled
+        raise
     finally:
         os.close(descriptor)
 

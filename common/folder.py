@@ -19,6 +19,8 @@ from kvlingua.common.temporary import is_temporary
 
 _OPEN_FOLDER = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
 _NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+# What can be wrong with one file while the others are right: its bytes or its inode are lost, or it is locked away.
+UNREADABLE = (errno.EIO, errno.EACCES, errno.EPERM, errno.EBADMSG, errno.EUCLEAN, errno.ESTALE)
 _NOT_ALLOWED = (errno.EACCES, errno.EPERM, errno.EROFS)
 
 
@@ -148,10 +150,14 @@ class OpenFolders:
                 for entry in entries:
                     if not is_temporary(entry.name) and not is_key(f"{namespace}/{entry.name}"):
                         continue
-                    with suppress(FileNotFoundError):
+                    try:
                         status = entry.stat(follow_symlinks=False)
-                        if stat.S_ISREG(status.st_mode):
-                            yield StoredFile(namespace, entry.name, status.st_size, status.st_mtime_ns)
+                    except OSError as error:
+                        if error.errno == errno.ENOENT or error.errno in UNREADABLE:
+                            continue
+                        raise
+                    if stat.S_ISREG(status.st_mode):
+                        yield StoredFile(namespace, entry.name, status.st_size, status.st_mtime_ns)
         finally:
             if not known:  # a scan of many namespaces holds one descriptor at a time
                 os.close(self._namespaces.pop(namespace))

@@ -1,5 +1,6 @@
 """A folder shared by processes, real ones: the cap, the order of eviction, temporaries, crashes."""
 
+import errno
 import fcntl
 import os
 import signal
@@ -14,7 +15,7 @@ import pytest
 
 from kvlingua.common import eviction, temporary
 from kvlingua.common.conformance import fetch, key_of
-from kvlingua.common.errors import StoreFull, StoreTimeout
+from kvlingua.common.errors import StoreError, StoreFull, StoreTimeout
 from kvlingua.common.file_store import FileStore
 from kvlingua.common.store import Read
 
@@ -261,6 +262,21 @@ def test_a_writer_that_was_stopped_stops_nobody_for_good(tmp_path: Path, monkeyp
             store.put_many([(key_of(1), [b"x"])])
         assert fetch(store, key_of(0), 1) == (1, b"x")  # readers need no lock
     store.put_many([(key_of(1), [b"x"])])
+
+
+def test_what_a_scan_meets_is_the_stores_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    store = opened(tmp_path / "store")
+    store.put_many([(key_of(0), [b"x"])])
+    real = os.scandir
+
+    def broken(folder: int) -> "os._ScandirIterator[str]":
+        if Path(os.readlink(f"/proc/self/fd/{folder}")) != tmp_path / "store":  # but a namespace's folder
+            raise OSError(errno.EMFILE, os.strerror(errno.EMFILE))
+        return real(folder)
+
+    monkeypatch.setattr(os, "scandir", broken)
+    with pytest.raises(StoreError, match="Too many open files"):
+        list(store.scan())
 
 
 def test_a_batch_stops_at_what_cannot_be_stored(tmp_path: Path) -> None:
