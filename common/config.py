@@ -73,7 +73,7 @@ class Config(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid", validate_default=True)
 
-    url: str = Field(default_factory=lambda: f"file://{cache_home() / 'store'}", min_length=1)
+    url: str = Field(default_factory=lambda: (cache_home() / "store").absolute().as_uri(), min_length=1)
     """The store: file://<folder>, memory://."""
     chunk_tokens: Count = 64
     """Tokens per stored chunk; engines share only at the same number."""

@@ -6,6 +6,7 @@ import pytest
 
 from kvlingua.common.config import Config
 from kvlingua.common.errors import ConfigError
+from kvlingua.common.file_store import folder_of
 
 
 @pytest.fixture(autouse=True)
@@ -26,6 +27,11 @@ def test_defaults(monkeypatch: pytest.MonkeyPatch) -> None:
     assert set(config.sources().values()) == {"default"}
     monkeypatch.setenv("XDG_CACHE_HOME", "/cache")
     assert Config.resolve().url == "file:///cache/kvlingua/store"
+
+
+def test_the_default_store_lies_in_any_home(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", "/a%41 #b?c")
+    assert folder_of(Config.resolve().url) == Path("/a%41 #b?c/kvlingua/store")
 
 
 def test_arguments_beat_variables_beat_the_file(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
