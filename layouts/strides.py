@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import TYPE_CHECKING
 
 from kvlingua.layouts.errors import LayoutError
@@ -76,13 +77,16 @@ def resolve(
     _check_buffers(resolver, geometry, extent, buffers)
 
     places = tuple(_places(layout, extent.layers, len(names)))
+    used = dict.fromkeys(range(len(buffers)), 0)  # buffer -> bytes of it, from its first to the last of any plane
     addresses = []
     for index, (plane, (nest, offset)) in enumerate(
         zip(geometry.planes, _planes(resolver, geometry, given), strict=True)
     ):
         bases = []
         for layer in range(extent.layers):
-            buffer = buffers[places[layer * len(names) + index]]
+            place = places[layer * len(names) + index]
+            buffer = buffers[place]
+            used[place] = max(used[place], nest.span)
             if nest.span > buffer.nbytes:
                 raise resolver.wrong(
                     f"plane {plane.name} of {blocks} blocks of {page} tokens ({extent}) reaches {nest.span} bytes into"
@@ -101,9 +105,13 @@ def resolve(
                 dim=strides["dim"],
             )
         )
-    every = [base for address in addresses for base in address.bases]
-    if len(set(every)) != len(every):
-        raise resolver.wrong("two layers or planes begin at one address: a buffer was given twice")
+    ranges = sorted((buffers[place].pointer, buffers[place].pointer + span) for place, span in used.items())
+    for (_, end), (start, _) in pairwise(ranges):
+        if start < end:
+            raise resolver.wrong(
+                f"two buffers overlap: one is used up to {end:#x}, another begins at {start:#x}"
+                " (a buffer was given twice, or they are parts of one tensor that interleave)"
+            )
     return tuple(addresses)
 
 

@@ -134,6 +134,13 @@ def test_buffers_that_do_not_fit() -> None:
         make(MODEL, PART, page=4, blocks=1, buffers=good[:1])
     with pytest.raises(LayoutError, match="given twice"):
         make(MODEL, PART, page=4, blocks=1, buffers=[good[0], good[0]])
+    whole = memory(2 * 4 * 3 * 48 * 2, 1)[0]
+    half, middle = whole.nbytes // 2, Buffer(whole.pointer + whole.nbytes // 2 - 96, whole.nbytes // 2, whole.owner)
+    with pytest.raises(LayoutError, match="two buffers overlap"):
+        make(MODEL, PART, page=4, blocks=1, buffers=[middle, whole])
+    make(
+        MODEL, PART, page=4, blocks=1, buffers=[Buffer(whole.pointer + half, half, whole.owner), whole]
+    )  # side by side
     with pytest.raises(LayoutError, match="no multiple of 2"):
         make(MODEL, PART, page=4, blocks=1, buffers=[good[0], Buffer(good[1].pointer + 1, good[1].nbytes - 1)])
     with pytest.raises(LayoutError, match="different devices"):
