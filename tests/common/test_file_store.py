@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from kvlingua.common import eviction, temporary
+from kvlingua.common import eviction, file_store, temporary
 from kvlingua.common.conformance import fetch, key_of
 from kvlingua.common.errors import StoreError, StoreFull, StoreTimeout
 from kvlingua.common.file_store import FileStore
@@ -262,6 +262,22 @@ def test_a_writer_that_was_stopped_stops_nobody_for_good(tmp_path: Path, monkeyp
             store.put_many([(key_of(1), [b"x"])])
         assert fetch(store, key_of(0), 1) == (1, b"x")  # readers need no lock
     store.put_many([(key_of(1), [b"x"])])
+
+
+def test_a_faster_writers_object_is_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Another process stores the same key while our temporary file is being filled."""
+    slow, fast = opened(tmp_path / "store"), opened(tmp_path / "store")
+    real = file_store._write
+
+    def overtaken(descriptor: int, views: list[memoryview]) -> None:
+        monkeypatch.setattr(file_store, "_write", real)
+        fast.put_many([(key_of(0), [b"fast"])])
+        real(descriptor, views)
+
+    monkeypatch.setattr(file_store, "_write", overtaken)
+    slow.put_many([(key_of(0), [b"slower"]), (key_of(1), [b"next"])])
+    assert fetch(slow, key_of(0), 4) == (4, b"fast")
+    assert bytes_in(tmp_path / "store") == int((tmp_path / "store" / ".usage").read_bytes()) == 8
 
 
 def test_what_a_scan_meets_is_the_stores_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
