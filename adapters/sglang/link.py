@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+import weakref
 from array import array
 from typing import Any
 
@@ -36,7 +37,8 @@ class Link:
         self._guard = guard
         self._namespace: Namespace | None = None
         self._off = False
-        self._memos: dict[str, Memo] = {}
+        # By the request itself, not its rid, which users choose: two live ones may have the same.
+        self._memos: weakref.WeakKeyDictionary[Any, Memo] = weakref.WeakKeyDictionary()
         self._loads = cache.config.role != "producer"
         self._stores = cache.config.role != "consumer"
 
@@ -73,8 +75,9 @@ class Link:
 
     def refuse(self, request: Any, stop: int) -> None:
         """The promise of the first `stop` tokens can't be kept; it won't be made again for this request."""
-        if request.rid in self._memos:
-            self._memos[request.rid].refuse(stop)
+        memo = self._memos.get(request)
+        if memo is not None:
+            memo.refuse(stop)
 
     def store(self, request: Any, up_to: int, row: torch.Tensor) -> None:
         """Store the whole chunks of the prompt among the first `up_to` tokens.
@@ -83,13 +86,6 @@ class Link:
         """
         if self._stores and self._active is not None:
             self._guard.run("store", None, self._store, request, up_to, row)
-
-    def forget(self, rid: str | None = None) -> None:
-        """SGLang is done with the request, or with all of them."""
-        if rid is None:
-            self._memos.clear()
-        else:
-            self._memos.pop(rid, None)
 
     @property
     def _active(self) -> Namespace | None:
@@ -128,9 +124,9 @@ class Link:
             )
 
     def _memo(self, request: Any) -> Memo:
-        memo = self._memos.get(request.rid)
+        memo = self._memos.get(request)
         if memo is None:
-            memo = self._memos[request.rid] = Memo.of(request)
+            memo = self._memos[request] = Memo.of(request)
             if memo.reason is not None:
                 error = UnsupportedError(memo.reason, "the KV of such requests isn't a function of their token ids")
                 self._guard.refuse("request", error, "it passes through")
@@ -145,17 +141,20 @@ class Link:
         most = min(reusable_tokens(length // chunk * chunk, length, page), limit // page * page)
         if most <= have:
             return 0
-        digests = memo.chain(tokens, chunk)
+        prompt = request.origin_input_ids  # all that is stored of it; `tokens` may go on with what was generated
+        if tokens[: min(most, len(prompt))] != prompt[:most]:
+            return 0
+        digests = memo.chain(prompt, chunk)
         if memo.must_ask:
             memo.answered(None)  # also if it fails: an error isn't asked for again at every step
-            memo.answered(self._cache.lookup(namespace, tokens, seed=memo.seed, digests=digests))
+            memo.answered(self._cache.lookup(namespace, prompt, seed=memo.seed, digests=digests))
         if memo.hit is None:
             return 0
         stop = min(reusable_tokens(memo.hit.tokens, length, page), most)
         return stop if stop > have and stop not in memo.refused else 0
 
     def _load(self, request: Any, have: int, stop: int, slots: torch.Tensor) -> None:
-        memo = self._memos.get(request.rid)
+        memo = self._memos.get(request)
         if self._active is None or memo is None or memo.hit is None or memo.hit.tokens < stop:
             raise LoadError(f"what was promised, {stop} tokens, is known no more")
         view = self._pool.view(blocks_of(slots, self._pool.page, have), have, stop)

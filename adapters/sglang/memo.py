@@ -1,4 +1,4 @@
-"""What is remembered about one request while SGLang holds it."""
+"""What is remembered about one request as long as SGLang has it."""
 
 from __future__ import annotations
 
@@ -18,14 +18,14 @@ ASK_AGAIN_S = 1.0  # SGLang matches each waiting request at every step; the stor
 class Memo:
     """One per request.
 
-    reason: why the request passes through, or None. seed: what its salts put before the chain. tokens, digests: the
-    ids last asked for and the chain of their chunks. hit: what the store had of them at `asked_at`. refused: ends of
-    promises that were not kept, not to be made again. stored: leading tokens that the store has.
+    reason: why the request passes through, or None. seed: what its salts put before the chain. prompt, digests: its
+    token ids and the chain of their chunks. hit: what the store had of them at `asked_at`. refused: ends of promises
+    that were not kept, not to be made again. stored: leading tokens that the store has.
     """
 
     reason: str | None
     seed: bytes
-    tokens: array[int] = field(default_factory=lambda: array("q"))
+    prompt: array[int] = field(default_factory=lambda: array("q"))
     digests: list[bytes] = field(default_factory=list)
     hit: Hit | None = None
     asked_at: float = float("-inf")
@@ -38,11 +38,11 @@ class Memo:
         reason = pass_through(request)
         return cls(reason, b"" if reason else request_seed(request.extra_key, request.cache_salt))
 
-    def chain(self, tokens: array[int], chunk_tokens: int) -> list[bytes]:
-        """The digests of `tokens`, computed again only if the ids changed."""
-        if tokens != self.tokens:
-            self.digests = chain_digests(tokens, chunk_tokens, self.seed)
-            self.tokens, self.hit, self.asked_at = tokens[:], None, float("-inf")
+    def chain(self, prompt: array[int], chunk_tokens: int) -> list[bytes]:
+        """The digests of the request's prompt, computed again only if SGLang gave it another one."""
+        if prompt != self.prompt:
+            self.digests = chain_digests(prompt, chunk_tokens, self.seed)
+            self.prompt, self.hit, self.asked_at = prompt[:], None, float("-inf")
         return self.digests
 
     @property

@@ -9,7 +9,6 @@ from typing import Any
 
 import torch
 from sglang.srt.mem_cache.base_prefix_cache import (
-    CacheRequestHandle,
     EvictParams,
     InitLoadBackParams,
     InsertParams,
@@ -82,21 +81,3 @@ class KVLinguaRadixCache(UnifiedRadixCache):
         super().checkpoint(req, up_to=up_to, **kwargs)
         if self.link is not None and req.kv.holds_kv:
             self.link.store(req, up_to, self.req_to_token_pool.req_to_token[req.kv.req_pool_idx, :up_to])
-
-    def on_release(self, req: Any, *, checkpointed: bool) -> None:
-        """The request gave its slots back."""
-        super().on_release(req, checkpointed=checkpointed)
-        if self.link is not None:
-            self.link.forget(req.rid)
-
-    def release_aborted_request(self, request: CacheRequestHandle) -> None:
-        """The request ended without being admitted."""
-        super().release_aborted_request(request)
-        if self.link is not None:
-            self.link.forget(request.rid)
-
-    def reset(self) -> None:
-        """SGLang's cache is emptied, with no request left. Changed weights don't show here but in `weights`."""
-        super().reset()
-        if self.link is not None:
-            self.link.forget()

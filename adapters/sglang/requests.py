@@ -4,7 +4,7 @@ from typing import Any
 
 # Attributes of SGLang's Req that say otherwise, when set, and the reason code. The rest of Req was read: it chooses
 # among logits, says what is returned, or belongs to what is refused at start (LoRA, speculation, separate servers).
-_MARKS = {
+MARKS = {
     "input_embeds": "input_embeds",  # the token ids are made up: [1] * n
     "positional_embed_overrides": "embedding_overrides",  # some tokens' embeddings are replaced
     "multimodal_inputs": "multimodal",
@@ -21,7 +21,7 @@ _MARKS = {
 
 def pass_through(request: Any) -> str | None:
     """The reason code why `request` (SGLang's Req) is left alone, or None if it may be served from the store."""
-    for name, reason in _MARKS.items():
+    for name, reason in MARKS.items():
         if getattr(request, name) is not None:
             return reason
     return None

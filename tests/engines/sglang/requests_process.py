@@ -1,0 +1,200 @@
+"""SGLang's real requests, asked for by the adapter's real link: who is served from a filled store, and who passes."""
+
+from __future__ import annotations
+
+import gc
+import json
+import sys
+import time
+from array import array
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+from sglang.srt.beam_search.beam_group import BeamGroup
+from sglang.srt.dllm.config import DllmConfig
+from sglang.srt.managers.embed_types import PositionalEmbeds
+from sglang.srt.managers.schedule_batch import MultimodalInputs, Req
+from sglang.srt.mem_cache.memory_pool import MHATokenToKVPool
+from sglang.srt.sampling.sampling_params import SamplingParams
+from sglang.srt.session.session_controller import Session
+
+from kvlingua.adapters.sglang.link import Link
+from kvlingua.adapters.sglang.memo import Memo
+from kvlingua.adapters.sglang.requests import MARKS
+from kvlingua.adapters.sglang.views import describe_pool
+from kvlingua.common.cache import KVCache
+from kvlingua.common.config import Config
+from kvlingua.common.guard import Guard
+from kvlingua.common.model import describe_model
+
+PAGE, TOKENS, STORED = 16, 150, 128  # two whole chunks of 64
+PROMPT = array("q", range(10, 10 + TOKENS))
+NEW = array("q", range(400, 400 + TOKENS))
+SLOTS = torch.arange(PAGE, PAGE + 512, dtype=torch.int32)
+
+
+def dllm() -> DllmConfig:
+    return DllmConfig("LowConfidence", {}, block_size=32, mask_id=1, max_running_requests=1)
+
+
+# What is given to Req, or is set on it afterwards as SGLang does, by the attribute that marks the request.
+GIVEN: dict[str, Callable[[], object]] = {
+    "input_embeds": lambda: [[0.5] * 128] * TOKENS,
+    "positional_embed_overrides": lambda: PositionalEmbeds(embeds=[torch.ones(1, 128)], positions=[3]),
+    "token_type_ids": lambda: [0] * TOKENS,
+    "multi_item_delimiter_indices": lambda: [50, 100],
+    "decision_layout": lambda: [50, 100],
+    "token_indices_to_pool": lambda: [149],
+    "session": lambda: Session(1 << 20, "a"),
+    "session_id": lambda: "a",
+    "dllm_config": dllm,
+}
+SET: dict[str, Callable[[], object]] = {
+    "multimodal_inputs": lambda: MultimodalInputs(mm_items=[]),
+    "beam_group": lambda: BeamGroup(beam_width=2, max_new_tokens=4),
+}
+
+
+def request(prompt: array[int] = PROMPT, rid: str = "the same", mark: str = "", **given: Any) -> Req:
+    if mark in GIVEN:
+        given[mark] = GIVEN[mark]()
+    made = Req(rid, "", prompt[:], SamplingParams(max_new_tokens=8), vocab_size=8192, **given)
+    if mark in SET:
+        setattr(made, mark, SET[mark]())
+    made.full_untruncated_fill_ids = made.origin_input_ids + made.output_ids
+    return made
+
+
+class Bench:
+    """A link on a pool of random numbers and a store; nothing of SGLang runs."""
+
+    def __init__(self, model: str, folder: Path) -> None:
+        self.folder = folder
+        config = Config(url=(folder / "store").as_uri())
+        description = describe_model(model, compute_dtype="float32", kv_dtype="float32")
+        shape = description.geometry
+        kv = MHATokenToKVPool(
+            size=512,
+            page_size=PAGE,
+            dtype=torch.float32,
+            head_num=shape.kv_heads,
+            head_dim=shape.planes[0].width,
+            layer_num=shape.layers,
+            device="cpu",
+            enable_memory_saver=False,
+        )
+        for buffer in (*kv.k_buffer, *kv.v_buffer):
+            buffer.normal_()
+        self.cache = KVCache.open(config)
+        self.link = Link(self.cache, description, describe_pool(kv, shape, PAGE), Guard("sglang"))
+        self.link.start()
+        control = request()
+        for _ in range(200):  # until the weights are hashed
+            self.store(control)
+            if self.objects():
+                return
+            time.sleep(0.05)
+        raise SystemExit("nothing was stored")
+
+    def store(self, one: Req) -> None:
+        self.link.store(one, TOKENS, SLOTS[:TOKENS])
+        assert self.cache.flush(10)
+
+    def promise(self, one: Req) -> int:
+        tokens = one.full_untruncated_fill_ids
+        return self.link.promise(one, tokens, len(tokens) - 1, 0)
+
+    def objects(self) -> int:
+        return sum(1 for _ in self.folder.rglob("*.safetensors"))
+
+    def counts(self) -> tuple[int, int]:
+        """Look-ups and objects so far."""
+        return self.cache.stats["lookups"], self.objects()
+
+
+def passing(bench: Bench, mark: str) -> dict[str, Any]:
+    """The same ids as what is stored, and ids that aren't, in requests with this mark; beside them one without it."""
+    before = bench.counts()
+    stored, new = request(mark=mark), request(NEW, mark=mark)
+    promised = [bench.promise(stored), bench.promise(new)]
+    bench.store(stored)
+    bench.store(new)
+    grown = [now - then for now, then in zip(bench.counts(), before, strict=True)]
+    return {"set": getattr(stored, mark) is not None, "promised": promised, "grown": grown, "control": control(bench)}
+
+
+def control(bench: Bench) -> list[int]:
+    """What an ordinary request is promised, and how many look-ups that took."""
+    before, _ = bench.counts()
+    return [bench.promise(request()), bench.counts()[0] - before]
+
+
+def of_one_rid(bench: Bench) -> dict[str, Any]:
+    """Requests that live at the same time and have one rid, as users may give it."""
+    ones = {
+        "plain": request(),
+        "salted": request(cache_salt="red"),
+        "keyed": request(extra_key="red"),
+        "embeds": request(mark="input_embeds"),
+        "plain again": request(),
+    }
+    promised = {name: bench.promise(one) for name, one in ones.items()}
+    objects = bench.objects()
+    bench.store(ones["embeds"])
+    bench.store(ones["plain"])
+    kept = bench.objects() - objects
+    bench.store(ones["salted"])
+    refused = ones["plain"]
+    bench.link.refuse(refused, STORED)
+    after = {name: bench.promise(ones[name]) for name in ("plain", "plain again")}
+    return {"promised": promised, "stored anew": [kept, bench.objects() - objects], "after a refusal": after}
+
+
+def retracted(bench: Bench, prompt: array[int]) -> dict[str, Any]:
+    """Generated tokens follow the prompt; promise and store take turns, as in steps of a prefill of chunks."""
+    one = request(prompt)
+    before = bench.promise(one), bench.counts()
+    one.output_ids.extend(range(100, 160))
+    one.full_untruncated_fill_ids = one.origin_input_ids + one.output_ids
+    promised = []
+    for _ in range(3):
+        promised.append(bench.promise(one))
+        bench.store(one)
+    loaded = bench.link.load(one, 0, promised[-1], SLOTS[: promised[-1]])
+    grown = [now - then for now, then in zip(bench.counts(), before[1], strict=True)]
+    return {"fresh": before[0], "promised": promised, "loaded": loaded, "grown": grown}
+
+
+def remembered() -> int:
+    """How many requests something is remembered about."""
+    gc.collect()
+    return sum(isinstance(one, Memo) for one in gc.get_objects())
+
+
+def main() -> None:
+    bench = Bench(sys.argv[1], Path(sys.argv[2]))
+    alive = [request() for _ in range(3)]
+    for one in alive:
+        bench.promise(one)
+    held = remembered()
+    del alive, one
+    report = {
+        "objects": bench.objects(),
+        "control": control(bench),
+        "marks": sorted(MARKS),
+        "passing": {mark: passing(bench, mark) for mark in (*GIVEN, *SET)},
+        "one rid": of_one_rid(bench),
+        "retracted": retracted(bench, PROMPT),
+        "retracted, whole chunks": retracted(bench, PROMPT[:STORED]),
+        "remembered": [held, remembered()],
+    }
+    before = bench.objects()
+    bench.store(request(NEW))
+    report["stored without a mark"] = bench.objects() - before
+    print(json.dumps(report))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,47 @@
+"""Real requests of SGLang, put to the adapter's real link and a filled store, without a running engine: every kind
+that passes through, requests of one rid, and requests that were retracted."""
+
+from typing import Any
+
+import pytest
+
+from demo.job import MODEL
+from tests.engines.sglang.in_engine import run
+
+pytestmark = pytest.mark.engine
+
+TAKEN = 128  # of 150 tokens at page 16, of which two chunks of 64 are stored
+
+
+@pytest.fixture(scope="module")
+def report(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
+    found = run("requests_process.py", str(MODEL), str(tmp_path_factory.mktemp("link")))
+    assert found["objects"] == 2
+    assert found["control"] == [TAKEN, 1], "an ordinary request is looked up, and hits"
+    return found
+
+
+def test_every_kind_that_passes_through(report: dict[str, Any]) -> None:
+    """Neither looked up nor stored, although an ordinary request of the same ids hits, and others are stored."""
+    assert sorted(report["passing"]) == report["marks"], "a kind without a test"
+    right = {"set": True, "promised": [0, 0], "grown": [0, 0], "control": [TAKEN, 1]}
+    assert report["passing"] == dict.fromkeys(report["passing"], right)
+    assert report["stored without a mark"] == 2
+
+
+def test_requests_of_one_rid_share_nothing(report: dict[str, Any]) -> None:
+    found = report["one rid"]
+    assert found["promised"] == {"plain": TAKEN, "salted": 0, "keyed": 0, "embeds": 0, "plain again": TAKEN}
+    assert found["stored anew"] == [0, 2], "only what is salted isn't there yet"
+    assert found["after a refusal"] == {"plain": 0, "plain again": TAKEN}
+
+
+@pytest.mark.parametrize(("prompt", "fresh"), [("retracted", TAKEN), ("retracted, whole chunks", TAKEN - 16)])
+def test_a_retracted_request_is_asked_for_once(report: dict[str, Any], prompt: str, fresh: int) -> None:
+    """Its own tokens follow the prompt, so that the prompt's last one needn't be computed; the hit is kept."""
+    expected = {"fresh": fresh, "promised": [TAKEN] * 3, "loaded": True, "grown": [0, 0]}
+    assert report[prompt] == expected
+
+
+def test_nothing_is_remembered_of_requests_that_are_gone(report: dict[str, Any]) -> None:
+    assert report["remembered"] == [3, 0]
