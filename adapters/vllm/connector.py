@@ -7,12 +7,12 @@ from vllm.config import get_layers_from_vllm_config
 from vllm.distributed.kv_transfer.kv_connector.v1.base import KVConnectorBase_V1, KVConnectorRole, SupportsHMA
 from vllm.model_executor.layers.attention_layer_base import AttentionLayerBase
 
+from kvlingua.adapters.vllm import weights
 from kvlingua.adapters.vllm.identity import describe
 from kvlingua.adapters.vllm.metadata import StepOrders, StepResult, WorkerReady
 from kvlingua.adapters.vllm.process_cache import acquire, release
 from kvlingua.adapters.vllm.scheduler_side import SchedulerSide
 from kvlingua.adapters.vllm.switch import Switch, say_off
-from kvlingua.adapters.vllm.weights import on_reload
 from kvlingua.adapters.vllm.worker_side import WorkerSide
 from kvlingua.common import log
 from kvlingua.common.cache import KVCache
@@ -57,7 +57,7 @@ class KVLinguaConnector(KVConnectorBase_V1, SupportsHMA):
         self._cache = acquire(config)
         if role == KVConnectorRole.WORKER:
             self._worker = WorkerSide(self._cache, self._guard, description.geometry, self._kv_cache_config, page)
-            on_reload(self._worker.weights_change)
+            weights.watch(self._worker)
             return
         self._switch = Switch(self._cache, description, page, self._guard)
         self._scheduler = SchedulerSide(self._cache, self._switch, self._guard, page)
@@ -124,6 +124,11 @@ class KVLinguaConnector(KVConnectorBase_V1, SupportsHMA):
     def get_handshake_metadata(self) -> WorkerReady | None:
         return self._worker.ready if self._worker else None
 
+    def bind_connector_metadata(self, connector_metadata: Any) -> None:
+        super().bind_connector_metadata(connector_metadata)
+        if self._worker is not None:
+            self._worker.begin()
+
     def start_load_kv(self, forward_context: Any, **kwargs: Any) -> None:
         if self._worker is not None:
             self._worker.load(self._get_connector_metadata())
@@ -132,9 +137,12 @@ class KVLinguaConnector(KVConnectorBase_V1, SupportsHMA):
         """Loads are over before the requests they are for run."""
 
     def save_kv_layer(self, layer_name: str, kv_layer: Any, attn_metadata: Any, **kwargs: Any) -> None:
-        """All layers are stored at once after the forward."""
+        """All layers are stored at once after the forward, if it has computed them all."""
+        if self._worker is not None:
+            self._worker.computed(layer_name)
 
     def wait_for_save(self) -> None:
+        """Called after a forward that raised, too."""
         if self._worker is not None:
             self._worker.store(self._get_connector_metadata())
 
@@ -151,6 +159,9 @@ class KVLinguaConnector(KVConnectorBase_V1, SupportsHMA):
 
     def shutdown(self) -> None:
         """What was just stored becomes visible, if that takes no longer than a few seconds."""
+        if self._worker is not None:
+            weights.unwatch(self._worker)
+            self._worker = None  # it holds the KV cache's memory
         if self._cache is not None:
             cache, self._cache = self._cache, None
             self._guard.run("close", False, release, cache, FLUSH_SECONDS)

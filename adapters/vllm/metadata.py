@@ -39,11 +39,15 @@ class StoreOrder:
 
 @dataclass(frozen=True)
 class StepOrders(KVConnectorMetadata):
-    """Scheduler to worker, one per engine step. `namespace`: of the stores, sent only where there are any."""
+    """Scheduler to worker, one per engine step. `namespace`: of the stores, sent only where there are any.
+
+    forwards: how many steps so far had a forward, this one included.
+    """
 
     loads: tuple[LoadOrder, ...] = ()
     stores: tuple[StoreOrder, ...] = ()
     namespace: Namespace | None = None
+    forwards: int = 0
 
 
 @dataclass(frozen=True)
@@ -59,7 +63,7 @@ class StepResult(KVConnectorWorkerMetadata):
     """Worker to scheduler, after a step in which something happened that the scheduler must know."""
 
     failed: frozenset[str] = field(default_factory=frozenset)  # ids of requests whose load failed
-    off: str | None = None  # why the worker stopped for good
+    off: tuple[str, str] | None = None  # why the worker stopped for good: a code and a sentence
 
     def aggregate(self, other: "KVConnectorWorkerMetadata") -> "StepResult":
         assert isinstance(other, StepResult)

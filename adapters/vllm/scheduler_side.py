@@ -48,6 +48,7 @@ class SchedulerSide:
         self._page = page
         self._requests: dict[str, Tracked] = {}
         self._loads: list[LoadOrder] = []
+        self._forwards = 0
 
     def matched(self, request: Any, computed: int) -> int:
         """How many tokens after the first `computed` can be loaded for this request. No side effects but the
@@ -66,11 +67,12 @@ class SchedulerSide:
     def orders(self, scheduled: Any) -> StepOrders:
         """What the worker is to do in the step that this SchedulerOutput describes."""
         loads, self._loads = tuple(self._loads), []
+        self._forwards += scheduled.total_num_scheduled_tokens > 0
         namespace = self._switch.namespace
         stores: tuple[StoreOrder, ...] = ()
         if namespace is not None and self._cache.config.role != "consumer":
             stores = self._guard.run("store", (), self._stores, scheduled, namespace)
-        return StepOrders(loads, stores, namespace if stores else None)
+        return StepOrders(loads, stores, namespace if stores else None, self._forwards)
 
     def result(self, result: StepResult) -> None:
         """What the worker reports: requests whose load failed are computed by vLLM, and stored anew."""
@@ -78,7 +80,7 @@ class SchedulerSide:
             if tracked := self._requests.get(request_id):
                 tracked.loads, tracked.stored = False, 0
         if result.off is not None:
-            self._switch.off("weights", result.off)
+            self._switch.off(*result.off)
 
     def finished(self, request_id: str) -> None:
         """The request is over, whether answered or aborted."""

@@ -2,23 +2,64 @@
 
 import functools
 from collections.abc import Callable
-from typing import Any
+from typing import Any, Protocol
+from weakref import WeakSet
 
-from vllm.v1.worker.gpu_worker import Worker
+from vllm.v1.worker.cpu_worker import CPUWorker
+
+# The methods of vLLM's worker that write weights, hand them out to be written, or are steps on the way to new ones.
+# Each can be called from outside (collective_rpc, the HTTP API), and no hook of a connector tells of it.
+WRITERS = (
+    "load_model",
+    "reload_weights",
+    "reset_weights",
+    "apply_model",
+    "get_model",
+    "update_config",
+    "init_weight_transfer_engine",
+    "start_weight_update",
+    "start_draft_weight_update",
+    "update_weights",
+    "finish_weight_update",
+    "checkpoint_restore",
+    "sleep",
+    "wake_up",
+    "discard",
+    "elastic_ep_execute",
+    "handle_ft_command",
+)
 
 
-def on_reload(notify: Callable[[], None]) -> None:
-    """Call `notify` before vLLM's workers in this process load weights anew.
+class Watcher(Protocol):
+    def weights_change(self, how: str) -> None: ...
 
-    No hook of a connector tells of `collective_rpc("reload_weights")`, so the method is wrapped. The other ways to
-    change weights need settings with which the adapter is off from the start (weight_transfer_config,
-    worker_extension_cls).
+
+_watchers: WeakSet[Watcher] = WeakSet()
+
+
+def watch(watcher: Watcher) -> None:
+    """Tell `watcher`, as long as it lives, before a worker of vLLM's in this process runs one of WRITERS.
+
+    Not seen: a function of a caller's own, given to `collective_rpc`, that reaches for the model itself.
     """
-    original = Worker.reload_weights
+    _watchers.add(watcher)
+    for name in WRITERS:
+        method = getattr(CPUWorker, name)
+        if not hasattr(method, "kvlingua_watches"):
+            setattr(CPUWorker, name, _watched(name, method))
 
+
+def unwatch(watcher: Watcher) -> None:
+    """`watcher` is told no more."""
+    _watchers.discard(watcher)
+
+
+def _watched(name: str, original: Callable[..., Any]) -> Callable[..., Any]:
     @functools.wraps(original)
-    def reload_weights(self: Any, *args: Any, **kwargs: Any) -> Any:
-        notify()
+    def method(self: Any, *args: Any, **kwargs: Any) -> Any:
+        for watcher in list(_watchers):
+            watcher.weights_change(name)
         return original(self, *args, **kwargs)
 
-    Worker.reload_weights = reload_weights
+    method.kvlingua_watches = True  # type: ignore[attr-defined]
+    return method

@@ -25,7 +25,10 @@ class WorkerSide:
         self._page = page
         self._pool: Pool | None = None
         self.ready = WorkerReady(None, "vLLM registered no KV cache")
-        self._off: str | None = None
+        self._layers: frozenset[str] = frozenset()
+        self._computed: set[str] = set()  # layers whose attention this step's forward has passed
+        self._forwards = 0  # steps whose forward has passed all layers
+        self._off: tuple[str, str] | None = None
         self._failed: set[str] = set()
         self._received: set[str] = set()
         self._invalid: set[int] = set()
@@ -38,6 +41,14 @@ class WorkerSide:
         except KVLinguaError as error:
             self.ready = WorkerReady(None, str(error))
 
+    def begin(self) -> None:
+        """A step begins."""
+        self._computed.clear()
+
+    def computed(self, layer: str) -> None:
+        """This step's forward has written the KV of a layer."""
+        self._computed.add(layer)
+
     def load(self, orders: StepOrders) -> None:
         """Do the loads. What fails is reported: its blocks, so that vLLM computes them, and its request."""
         for order in orders.loads:
@@ -47,15 +58,23 @@ class WorkerSide:
                 self._invalid.update(order.blocks[order.start // self._page : -(-order.stop // self._page)])
 
     def store(self, orders: StepOrders) -> None:
-        """Copy what the step's forward has completed and queue it for the store; a block may change after this."""
-        if orders.namespace is not None:
+        """Copy what the step's forward has completed and queue it for the store; a block may change after this.
+
+        Where a forward broke off, in this step or any before, blocks that vLLM counts as computed hold something else:
+        nothing is stored from then on.
+        """
+        if self._pool is None:
+            return
+        self._forwards += self._computed >= self._layers
+        if self._forwards != orders.forwards:
+            self._stop("forward", "a forward of vLLM's failed, so that not all of its KV can be trusted; restart it")
+        elif orders.namespace is not None:
             for order in orders.stores:
                 self._guard.run("store", None, self._store, order, orders.namespace)
 
-    def weights_change(self) -> None:
+    def weights_change(self, how: str) -> None:
         """Neither load nor store from here on; the scheduler's side is told with the next step's result."""
-        self._off = "vLLM's weights were loaded anew; restart it to share KV again"
-        self._pool = None
+        self._stop("weights", f"vLLM's weights may have changed ({how}); restart it to share KV again")
 
     def received(self) -> set[str]:
         """Requests whose load is over, well or badly, since the last call."""
@@ -72,8 +91,13 @@ class WorkerSide:
         failed, self._failed = frozenset(self._failed), set()
         return StepResult(failed, self._off) if failed or self._off else None
 
+    def _stop(self, reason: str, message: str) -> None:
+        self._off = self._off or (reason, message)
+        self._pool = None
+
     def _describe(self, tensors: Mapping[str, Any], layers: Mapping[str, Any]) -> tuple[Pool, str]:
         (group,) = self._kv_cache_config.kv_cache_groups
+        self._layers = frozenset(group.layer_names)
         order = ordered_layers(group.layer_names, tensors, self._geometry.layers)
         layout = layout_name([layers[name] for name in order], self._kv_cache_config.kv_cache_layout)
         pool = pool_of(
@@ -88,7 +112,7 @@ class WorkerSide:
     def _load(self, order: LoadOrder) -> None:
         if self._pool is None or order.hit is None:
             raise LoadError(
-                self._off or "it was ordered without a stored prefix, or for a KV cache that can't be described"
+                self._off[1] if self._off else "it was ordered without a stored prefix, or for an unknown KV cache"
             )
         into = self._pool.view(order.blocks, order.start, order.stop)
         self._cache.load(order.hit, into, order.start, order.stop)

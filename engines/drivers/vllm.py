@@ -1,6 +1,7 @@
 """vLLM as a driver. Options of an ask: `sampling` (further SamplingParams), `lora` (an adapter's folder), `embeds` (a
 safetensors file holding `embeds` [token, hidden], used in place of the token ids)."""
 
+import pkgutil
 import time
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -66,17 +67,20 @@ class Vllm:
                 reused=output.num_cached_tokens or 0,
                 ttft_s=output.metrics.first_token_latency if output.metrics else None,
             )
-            for ask, output in zip(asks, outputs, strict=True)
+            # After a step that failed vLLM goes on with what it had, whose outputs come first.
+            for ask, output in zip(asks, outputs[-len(asks) :], strict=True)
         ]
         return Reply(answers, **{name: after[name] - before[name] for name in after}, seconds=seconds)
 
     def call(self, method: str, arguments: Mapping[str, Any]) -> object:
-        """reset_prefix_cache(**), collective_rpc(method), metric(name): a counter's value, abort_after(prompt,
-        steps)."""
+        """reset_prefix_cache(**), collective_rpc(method, arguments), metric(name): a counter's value,
+        abort_after(prompt, steps)."""
         if method == "reset_prefix_cache":
             return self._llm.reset_prefix_cache(**arguments)
         if method == "collective_rpc":
-            self._llm.collective_rpc(**arguments)
+            name = arguments["method"]  # of the worker's, or module:function, which gets the worker
+            method = pkgutil.resolve_name(name) if ":" in name else name
+            self._llm.collective_rpc(method, kwargs=dict(arguments.get("arguments", {})))
             return None
         if method == "metric":
             return sum(metric.value for metric in self._llm.get_metrics() if metric.name == arguments["name"])

@@ -1,0 +1,17 @@
+"""Functions that a test has vLLM's worker run, given to `collective_rpc` by name; the first argument is the worker."""
+
+from typing import Any
+
+
+def break_layer(worker: Any, layer: int) -> None:
+    """That layer raises, as for want of memory, until `mend_layers`."""
+
+    def forward(*args: object, **kwargs: object) -> None:
+        raise RuntimeError("can't allocate memory")
+
+    worker.model_runner.model.model.layers[layer].forward = forward
+
+
+def mend_layers(worker: Any) -> None:
+    for layer in worker.model_runner.model.model.layers:
+        vars(layer).pop("forward", None)
