@@ -84,17 +84,17 @@ class HuggingFace:
             ttft_s=times[0] - start,
         )
 
-    def _own_cache(self, prompt: Sequence[int]) -> float:
-        """Seconds to the first token with the cache object of the same prompt, kept by the caller: the floor."""
+    def _own_cache(self, prefix: Sequence[int], question: Sequence[int]) -> float:
+        """Seconds to the first token where the caller kept the prefix's cache object: the floor of any reuse."""
         from transformers import DynamicCache
 
         past = DynamicCache(config=self.model.config)
-        ids = self._torch.tensor([list(prompt)])
-        arguments = {"attention_mask": self._torch.ones_like(ids), "do_sample": False, "max_new_tokens": 1}
-        self.model.generate(ids, past_key_values=past, **arguments)
-        past.crop(-1)
+        arguments = {"past_key_values": past, "do_sample": False, "max_new_tokens": 1}
+        ids = self._torch.tensor([[*prefix, *question]])
+        known = ids[:, : len(prefix)]
+        self.model.generate(known, attention_mask=self._torch.ones_like(known), **arguments)
         start = time.monotonic()
-        self.model.generate(ids, past_key_values=past, **arguments)
+        self.model.generate(ids, attention_mask=self._torch.ones_like(ids), **arguments)
         return time.monotonic() - start
 
     def _count(self, module: object, positional: tuple[Any, ...], named: dict[str, Any]) -> None:
