@@ -1,6 +1,7 @@
 """What this SGLang computes: its resolved arguments -> a description of the model, or the reason why there is none."""
 
 import json
+from pathlib import Path
 from typing import Any
 
 from kvlingua.common.errors import UnsupportedError
@@ -107,13 +108,20 @@ def check_arguments(arguments: Any) -> None:
         value = resolution_result(arguments, name, None)
         if not any(value == one for one in allowed):
             raise UnsupportedError(name, f"{reason} (--{name.replace('_', '-')} is {_short(value)})")
+    model, place = (resolution_result(arguments, name, None) for name in ("model_path", "download_dir"))
+    # SGLang looks there before it looks in the hub's own cache. ModelScope's ids are folders by now.
+    if place is not None and not Path(model).is_dir():
+        raise UnsupportedError(
+            "download_dir",
+            f"the weights of {model} may come from {place} instead of the hub's cache: give the folder as --model-path",
+        )
 
 
 def _check_version() -> None:
     import sglang
 
     if not SGLANG.supports(sglang.__version__):
-        raise UnsupportedError("engine_version", SGLANG.refusal(sglang.__version__))
+        raise UnsupportedError("version", SGLANG.refusal(sglang.__version__))
 
 
 def _is_own(model: object) -> bool:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import threading
 import weakref
 from array import array
 from typing import Any
@@ -11,14 +10,11 @@ import torch
 
 from kvlingua.adapters.sglang.memo import Memo
 from kvlingua.adapters.sglang.views import blocks_of
-from kvlingua.common import log
+from kvlingua.common.activation import Activation
 from kvlingua.common.cache import KVCache
 from kvlingua.common.errors import LoadError, UnsupportedError
-from kvlingua.common.fingerprint import FingerprintTask
 from kvlingua.common.guard import Guard
-from kvlingua.common.metrics import refused
 from kvlingua.common.model import ModelDescription
-from kvlingua.common.namespace import Namespace
 from kvlingua.common.prefix import reusable_tokens
 from kvlingua.layouts.view import Pool
 
@@ -32,11 +28,9 @@ class Link:
 
     def __init__(self, cache: KVCache, description: ModelDescription, pool: Pool, guard: Guard) -> None:
         self._cache = cache
-        self._description = description
+        self._activation = Activation(cache, description, guard)
         self._pool = pool
         self._guard = guard
-        self._namespace: Namespace | None = None
-        self._off = False
         # By the request itself, not its rid, which users choose: two live ones may have the same.
         self._memos: weakref.WeakKeyDictionary[Any, Memo] = weakref.WeakKeyDictionary()
         self._loads = cache.config.role != "producer"
@@ -44,22 +38,18 @@ class Link:
 
     def start(self) -> None:
         """Find out the namespace in a thread of its own: the weights are read once per machine, which takes a while."""
-        work = ("start", None, self._identify)
-        threading.Thread(target=self._guard.run, args=work, name="kvlingua-start", daemon=True).start()
+        self._activation.start(self._pool.layout.name, self._pool.page)
 
     def switch_off(self, reason: str, message: str) -> None:
         """No look-ups, loads and stores any more, until the engine is started anew. `reason`: a code for metrics."""
-        if not self._off:
-            self._off = True
-            refused(self._guard.adapter, reason)
-            log.logger.warning("off: %s", message)
+        self._activation.off(reason, message)
 
     def promise(self, request: Any, tokens: array[int], limit: int, have: int) -> int:
         """How many leading tokens of `tokens` the request may count on; 0 if that is no more than `have`.
 
         have: what the engine has itself. limit: what it would take at most.
         """
-        if not self._loads or self._active is None:
+        if not self._loads or self._activation.namespace is None:
             return 0
         return self._guard.run("lookup", 0, self._promise, request, tokens, limit, have)
 
@@ -84,44 +74,8 @@ class Link:
 
         row: the pool's rows in which their computed KV lies, [token].
         """
-        if self._stores and self._active is not None:
+        if self._stores and self._activation.namespace is not None:
             self._guard.run("store", None, self._store, request, up_to, row)
-
-    @property
-    def _active(self) -> Namespace | None:
-        return None if self._off else self._namespace
-
-    def _identify(self) -> None:
-        config = self._cache.config
-        task = FingerprintTask(self._description, config)
-        fingerprint = task.wait(None)
-        if fingerprint is None:
-            self.switch_off("fingerprint", f"the weights have no fingerprint: {task.error}")
-            return
-        namespace = self._description.namespace(
-            fingerprint, chunk_tokens=config.chunk_tokens, layers_per_shard=config.layers_per_shard
-        )
-        self._namespace = namespace
-        if self._off:
-            return
-        log.logger.info(
-            "on: sglang, namespace %s, layout %s, page %d, store %s",
-            namespace.digest[:12],
-            self._pool.layout.name,
-            self._pool.page,
-            self._cache.describe(),
-        )
-        self._guard.run("nearest", None, self._say_nearest, namespace)
-
-    def _say_nearest(self, namespace: Namespace) -> None:
-        nearest = self._cache.nearest(namespace)
-        if nearest is not None:
-            other, differences = nearest
-            log.logger.info(
-                "the nearest other namespace in the store is %s: %s",
-                other.digest[:12],
-                "; ".join(differences),
-            )
 
     def _memo(self, request: Any) -> Memo:
         memo = self._memos.get(request)
@@ -133,7 +87,7 @@ class Link:
         return memo
 
     def _promise(self, request: Any, tokens: array[int], limit: int, have: int) -> int:
-        namespace, page = self._active, self._pool.page
+        namespace, page = self._activation.namespace, self._pool.page
         memo = self._memo(request)
         if namespace is None or memo.reason is not None:
             return 0
@@ -155,7 +109,7 @@ class Link:
 
     def _load(self, request: Any, have: int, stop: int, slots: torch.Tensor) -> None:
         memo = self._memos.get(request)
-        if self._active is None or memo is None or memo.hit is None or memo.hit.tokens < stop:
+        if self._activation.namespace is None or memo is None or memo.hit is None or memo.hit.tokens < stop:
             raise LoadError(f"what was promised, {stop} tokens, is known no more")
         view = self._pool.view(blocks_of(slots, self._pool.page, have), have, stop)
         self._cache.load(memo.hit, view, have, stop)
@@ -163,7 +117,7 @@ class Link:
         memo.stored = max(memo.stored, stop // chunk * chunk)
 
     def _store(self, request: Any, up_to: int, row: torch.Tensor) -> None:
-        namespace, page = self._active, self._pool.page
+        namespace, page = self._activation.namespace, self._pool.page
         memo = self._memo(request)
         if namespace is None or memo.reason is not None:
             return

@@ -36,7 +36,7 @@ def describe_pool(kv: Any, geometry: Geometry, page: int) -> Pool:
     if not plain or kv.dtype != kv.store_dtype:
         raise UnsupportedError("kv_quantised", f"a KV cache of {kv.dtype} kept as {kv.store_dtype} isn't supported yet")
     if kv.kv_cache_layout not in _AXES:
-        raise UnsupportedError("kv_layout", f"the KV cache's layout {kv.kv_cache_layout!r} isn't supported yet")
+        raise UnsupportedError("layout", f"the KV cache's layout {kv.kv_cache_layout!r} isn't supported yet")
     if kv.page_size != page:
         raise UnsupportedError(
             "page_size", f"pages of {kv.page_size} tokens in the pool, of {page} in the prefix cache"

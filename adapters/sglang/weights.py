@@ -48,6 +48,6 @@ def _method(target: str) -> Any:
 def _hook(changed: Callable[[str, str], None], name: str) -> Callable[..., None]:
     def hook(*args: object, **kwargs: object) -> None:
         message = f"SGLang's weights were changed while it ran ({name}); restart it to share KV again"
-        changed("weights_changed", message)
+        changed("weights", message)
 
     return hook

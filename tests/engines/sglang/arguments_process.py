@@ -1,14 +1,16 @@
-"""SGLang's real ServerArgs, resolved, against the adapter's list of what it understands."""
+"""SGLang's real ServerArgs, resolved, against the adapter's list of what it understands; and a start that fails."""
 
 import json
 import sys
 from importlib.metadata import entry_points
+from types import SimpleNamespace
 from typing import Any
 
 from sglang.srt.mem_cache.registry import registered_radix_cache_backends
 from sglang.srt.server_args import ServerArgs
 
 from kvlingua.adapters.sglang.identity import check_arguments
+from kvlingua.adapters.sglang.start import connect
 from kvlingua.common.errors import UnsupportedError
 
 # Arguments in Python's spelling, and the argument that must be named in the refusal.
@@ -52,8 +54,14 @@ def registered() -> list[str]:
 
 
 def main() -> None:
-    model = sys.argv[1]
+    model, of_hub = sys.argv[1:]
     report: dict[str, Any] = {"registered": registered(), "plain": outcome(model, {}), "cases": {}}
+    report["places"] = {
+        "hub": outcome(of_hub, {}),
+        "hub, elsewhere": outcome(of_hub, {"download_dir": "elsewhere"}),
+        "folder": outcome(model, {"download_dir": "elsewhere"}),
+    }
+    report["unforeseen"] = connect(SimpleNamespace(tp_rank=0))  # what an SGLang that isn't known might hand over
     for name, (changes, named) in CASES.items():
         report["cases"][name] = {"named": named, "outcome": outcome(model, changes)}
     print(json.dumps(report))

@@ -14,10 +14,10 @@ HERE = Path(__file__).parent
 
 
 def run(file: str, *arguments: str, **settings: str) -> dict[str, Any]:
-    """The JSON that `file`, beside this one, prints. settings: further environment variables."""
+    """The JSON that `file`, beside this one, prints, and its `stderr`. settings: further environment variables."""
     command = [str(python_of("sglang")), str(HERE / file), *arguments]
     variables = environment("sglang", {"OMP_NUM_THREADS": "1", **settings})
     done = subprocess.run(command, env=variables, capture_output=True, text=True, timeout=240, check=False)
     assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-4000:]
     report: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
-    return report
+    return report | {"stderr": done.stderr}

@@ -10,6 +10,7 @@ import pytest
 
 from demo.job import MODEL
 from engines.drivers.protocol import Ask
+from engines.drivers.samples import total
 from tests.engines.sglang.conftest import Launcher
 from tests.engines.sglang.in_engine import run
 from tests.engines.texts import length, text
@@ -18,8 +19,15 @@ TEXT = text(90)
 
 
 @pytest.fixture(scope="module")
-def report() -> dict[str, Any]:
-    return run("arguments_process.py", str(MODEL))
+def report(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
+    folder = tmp_path_factory.mktemp("arguments")
+    repository = folder / "hub" / "models--some--model"
+    shutil.copytree(MODEL, repository / "snapshots" / "abc")
+    (repository / "refs").mkdir()
+    (repository / "refs" / "main").write_text("abc")
+    settings = {"HF_HUB_CACHE": str(folder / "hub"), "KVLINGUA_METRICS_DIR": str(folder / "metrics")}
+    found = run("arguments_process.py", str(MODEL), "some/model", **settings)
+    return found | {"refusals": total(folder / "metrics", "kvlingua_refusals_total", {"adapter": "sglang"})}
 
 
 def test_arguments_that_are_not_understood_are_named(report: dict[str, Any]) -> None:
@@ -31,6 +39,21 @@ def test_arguments_that_are_not_understood_are_named(report: dict[str, Any]) -> 
 
 def test_the_entry_point_may_be_called_twice(report: dict[str, Any]) -> None:
     assert report["registered"] == ["kvlingua"]
+
+
+def test_weights_that_may_come_from_elsewhere_have_no_fingerprint(report: dict[str, Any]) -> None:
+    """SGLang looks for a hub id's weights in --download-dir first; a folder's it reads from there."""
+    assert report["places"]["hub"] == report["places"]["folder"] == "understood"
+    assert "may come from elsewhere instead of the hub's cache" in report["places"]["hub, elsewhere"]
+
+
+def test_an_unforeseen_error_switches_off(report: dict[str, Any]) -> None:
+    assert report["unforeseen"] is None
+    said = [line for line in report["stderr"].splitlines() if "kvlingua: WARNING: off: " in line]
+    assert len(said) == 1
+    assert "an unexpected error at start" in said[0]
+    assert "AttributeError" in report["stderr"]
+    assert report["refusals"] > 0
 
 
 def two_ranks(folder: Path) -> dict[str, Any]:

@@ -102,7 +102,7 @@ def test_changed_weights_end_it(driver: Driver, tmp_path: Path) -> None:
         assert (reply.reused, reply.computed) == (0, length(ask))
         assert ask is not STORED or reply.answers[0].tokens != right, "the weights are others"
     assert driver.log_text().count("off: SGLang's weights were changed while it ran (update_weights_from_disk)") == 1
-    assert driver.metric_reaches("kvlingua_refusals_total", 1, reason="weights_changed")
+    assert driver.metric_reaches("kvlingua_refusals_total", 1, reason="weights")
     assert driver.call("update_weights_from_disk", model_path=str(MODEL))
     reply = driver.generate(STORED)
     assert reply.answers[0].tokens == right
