@@ -136,7 +136,7 @@ def test_an_override_that_repeats_the_file_is_none(tmp_path: Path) -> None:
         ({"rope_parameters": {"rope_theta": 5e5}}, "must repeat all of its keys: rope_type, rope_theta"),
         ({"rope_parameters": None}, "must repeat all of its keys"),
         ({"a": float("nan")}, "can't be written as JSON"),
-        ({"a": object()}, "can't be written as JSON"),
+        ({"a": object}, "can't be written as JSON"),
         ({"sliding_window": 512}, "sliding window of 512"),
     ],
     ids=str,

@@ -152,3 +152,19 @@ def test_a_plan_is_what_the_views_say() -> None:
     plan = make_plan(ours.pool().view([0], 1, 4), theirs.pool().view([8, 2, 5], 0, 3))
     assert (plan.tokens, plan.extent, len(plan.planes)) == (3, model.full, 2)
     assert plan.planes[1].source.bases[0] == ours.used[1].data_ptr()
+
+
+def test_the_library_is_told_how_many_threads_it_may_use(monkeypatch: pytest.MonkeyPatch) -> None:
+    told: list[int] = []
+
+    class Library:
+        def kvl_convert(self, call: native.CPlan) -> int:
+            told.append(call.threads)
+            return 0
+
+    model = Geometry.kv(2, 3, 8, "float32")
+    ours, theirs = EnginePool("hf", model, model.full, 5, 1), EnginePool("sglang_nhd", model, model.full, 1, 9)
+    monkeypatch.setattr(native, "load", lambda path: native._Loaded(Library(), ""))
+    for threads in (1, 3):
+        convert(ours.pool().view([0], 0, 5), theirs.pool().view(range(5), 0, 5), threads=threads)
+    assert told == [1, 3]
