@@ -1,4 +1,4 @@
-"""One object that the system can't read is damaged, like one whose bytes are wrong; a process in trouble damages none."""
+"""An object that the system can't read is damaged, like one whose bytes are wrong. A process in trouble damages none."""
 
 import errno
 import os
