@@ -1,4 +1,4 @@
-"""An object that the system can't read is damaged, like one whose bytes are wrong. A process in trouble damages none."""
+"""An object that the system can't read is damaged, like one with wrong bytes. A process in trouble damages none."""
 
 import errno
 import os
