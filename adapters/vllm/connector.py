@@ -4,25 +4,32 @@ from typing import Any
 
 import vllm
 from vllm.config import get_layers_from_vllm_config
-from vllm.distributed.kv_transfer.kv_connector.v1.base import KVConnectorBase_V1, KVConnectorRole, SupportsHMA
+from vllm.distributed.kv_transfer.kv_connector.v1.base import (
+    KVConnectorBase_V1,
+    KVConnectorRole,
+    KVConnectorTransferResults,
+    SupportsHMA,
+)
 from vllm.model_executor.layers.attention_layer_base import AttentionLayerBase
+from vllm.model_executor.model_loader.utils import get_model_cls
 
 from kvlingua.adapters.vllm import weights
-from kvlingua.adapters.vllm.identity import describe
+from kvlingua.adapters.vllm.identity import check_model_class, describe
 from kvlingua.adapters.vllm.metadata import StepOrders, StepResult, WorkerReady
 from kvlingua.adapters.vllm.process_cache import acquire, release
 from kvlingua.adapters.vllm.scheduler_side import SchedulerSide
-from kvlingua.adapters.vllm.switch import Switch, say_off
+from kvlingua.adapters.vllm.switch import Switch
 from kvlingua.adapters.vllm.worker_side import WorkerSide
 from kvlingua.common import log
+from kvlingua.common.activation import Activation, say_off
 from kvlingua.common.cache import KVCache
 from kvlingua.common.config import Config
-from kvlingua.common.errors import UnsupportedError
-from kvlingua.common.guard import Guard
-from kvlingua.common.metrics import MetricsFile
+from kvlingua.common.errors import KVLinguaError
+from kvlingua.common.guard import Guard, reason_of
 
 FLUSH_SECONDS = 3.0  # vLLM kills a worker that takes longer to end
 NO_ORDERS = StepOrders()
+UNEXPECTED = "start", "an unexpected error at start, see the line before"
 
 
 class KVLinguaConnector(KVConnectorBase_V1, SupportsHMA):
@@ -42,25 +49,33 @@ class KVLinguaConnector(KVConnectorBase_V1, SupportsHMA):
         self._switch: Switch | None = None
         self._scheduler: SchedulerSide | None = None
         self._worker: WorkerSide | None = None
-        self._guard.run("start", None, self._open, config, role)
+        self._ready = WorkerReady(None)
+        why_not = self._guard.run("start", UNEXPECTED, self._start, config, role)
+        if why_not is not None:
+            self._scheduler = self._switch = self._worker = None
+            self._ready = WorkerReady(None, why_not)
+            if role == KVConnectorRole.SCHEDULER:
+                say_off("vllm", *why_not, metrics_dir=config.metrics_dir)
+
+    def _start(self, config: Config, role: KVConnectorRole) -> tuple[str, str] | None:
+        """Take part, or return why not: a code and a sentence."""
+        try:
+            self._open(config, role)
+        except KVLinguaError as error:
+            return reason_of(error), str(error)
+        return None
 
     def _open(self, config: Config, role: KVConnectorRole) -> None:
-        try:
-            description = describe(self._vllm_config, self._kv_cache_config, vllm.__version__)
-        except UnsupportedError as error:
-            if role == KVConnectorRole.SCHEDULER:
-                if config.metrics_dir is not None:
-                    MetricsFile(config.metrics_dir)  # which a cache would have: this one counts what follows
-                say_off(error.reason, str(error))
-            return
+        description = describe(self._vllm_config, self._kv_cache_config, vllm.__version__)
         page = self._vllm_config.cache_config.block_size
         self._cache = acquire(config)
         if role == KVConnectorRole.WORKER:
             self._worker = WorkerSide(self._cache, self._guard, description.geometry, self._kv_cache_config, page)
             weights.watch(self._worker)
             return
-        self._switch = Switch(self._cache, description, page, self._guard)
-        self._scheduler = SchedulerSide(self._cache, self._switch, self._guard, page)
+        switch = Switch(Activation(self._cache, description, self._guard), page)
+        self._scheduler = SchedulerSide(self._cache, switch, self._guard, page)
+        self._switch = switch
         # Read by vLLM after this constructor. Its default, to fail the request, would make a lost object visible to
         # users.
         self._vllm_config.kv_transfer_config.kv_load_failure_policy = "recompute"
@@ -75,21 +90,26 @@ class KVLinguaConnector(KVConnectorBase_V1, SupportsHMA):
 
     def bind_kv_cache_manager(self, kv_cache_manager: Any) -> None:
         super().bind_kv_cache_manager(kv_cache_manager)
-        if self._switch is not None:
-            self._switch.watch(kv_cache_manager.block_pool)
+        switch = self._switch
+        if switch is not None and not self._guard.run("start", False, switch.watch, kv_cache_manager):
+            switch.off("reset_unwatched", "a reset of vLLM's prefix cache would go unnoticed")
 
     def set_xfer_handshake_metadata(self, metadata: dict[int, Any]) -> None:
+        """What each worker's `get_handshake_metadata` gave, by rank."""
         ready = metadata.get(0)
-        if self._switch is not None and isinstance(ready, WorkerReady):
-            self._switch.worker_ready(ready)
+        switch = self._switch
+        if switch is None or not isinstance(ready, WorkerReady):
+            return
+        if not self._guard.run("start", False, switch.worker_ready, ready):
+            switch.off(*UNEXPECTED)
 
     def get_num_new_matched_tokens(self, request: Any, num_computed_tokens: int) -> tuple[int | None, bool]:
         tokens = self._scheduler.matched(request, num_computed_tokens) if self._scheduler else 0
         return tokens, tokens > 0
 
     def update_state_after_alloc(self, request: Any, blocks: Any, num_external_tokens: int) -> None:
-        if self._scheduler is not None and num_external_tokens > 0:
-            self._scheduler.allocated(request, blocks.get_block_ids()[0], num_external_tokens)
+        if self._scheduler is not None:
+            self._scheduler.allocated(request, blocks, num_external_tokens)
 
     def build_connector_meta(self, scheduler_output: Any) -> StepOrders:
         return self._scheduler.orders(scheduler_output) if self._scheduler else NO_ORDERS
@@ -119,10 +139,20 @@ class KVLinguaConnector(KVConnectorBase_V1, SupportsHMA):
 
     def register_kv_caches(self, kv_caches: dict[str, Any]) -> None:
         if self._worker is not None:
-            self._worker.register(kv_caches, get_layers_from_vllm_config(self._vllm_config, AttentionLayerBase))
+            self._ready = self._guard.run("start", WorkerReady(None, UNEXPECTED), self._register, kv_caches)
 
-    def get_handshake_metadata(self) -> WorkerReady | None:
-        return self._worker.ready if self._worker else None
+    def _register(self, kv_caches: dict[str, Any]) -> WorkerReady:
+        assert self._worker is not None
+        try:
+            check_model_class(get_model_cls(self._vllm_config.model_config))
+            layers = get_layers_from_vllm_config(self._vllm_config, AttentionLayerBase)
+            return WorkerReady(self._worker.register(kv_caches, layers))
+        except KVLinguaError as error:
+            return WorkerReady(None, (reason_of(error), str(error)))
+
+    def get_handshake_metadata(self) -> WorkerReady:
+        """Handed over also if this side refuses: the other one says so."""
+        return self._ready
 
     def bind_connector_metadata(self, connector_metadata: Any) -> None:
         super().bind_connector_metadata(connector_metadata)
@@ -146,11 +176,10 @@ class KVLinguaConnector(KVConnectorBase_V1, SupportsHMA):
         if self._worker is not None:
             self._worker.store(self._get_connector_metadata())
 
-    def get_finished(self, finished_req_ids: set[str]) -> tuple[set[str] | None, set[str] | None]:
-        return None, self._worker.received() if self._worker else None
-
-    def get_block_ids_with_load_errors(self) -> set[int]:
-        return self._worker.invalid_blocks() if self._worker else set()
+    def get_transfer_results(self, finished_req_ids: set[str]) -> KVConnectorTransferResults:
+        """What failed is computed by vLLM."""
+        received, failed = self._worker.received() if self._worker else (set(), set())
+        return KVConnectorTransferResults(finished_recving=received, failed_recving=failed)
 
     def build_connector_worker_meta(self) -> StepResult | None:
         return self._worker.result() if self._worker else None

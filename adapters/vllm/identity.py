@@ -4,6 +4,7 @@ What isn't proved to be right is refused here, before the first request: the eng
 """
 
 from collections.abc import Iterator, Mapping
+from pathlib import Path
 from typing import Any
 
 from kvlingua.common.errors import UnsupportedError
@@ -76,7 +77,15 @@ def _unproved(config: Any) -> Iterator[tuple[str, str]]:
     model, parallel, load = config.model_config, config.parallel_config, config.load_config
     if callable(model.hf_overrides):
         yield "hf_overrides", "hf_overrides given as a function can't be written into a key: give them as a mapping"
+    if not Path(model.model).is_dir():  # a hub's id
+        if load.download_dir is not None:
+            yield "download_dir", "download_dir is set, so that the weights may come from another snapshot: use HF_HOME"
+        if modelscope():
+            yield "modelscope", "models of ModelScope aren't supported: name a folder"
+    if load.ignore_patterns != type(load)().ignore_patterns:
+        yield "ignore_patterns", f"ignore_patterns {load.ignore_patterns} may leave weights out: start without it"
     settings = {
+        "model_class_overrides": model.model_class_overrides,
         "hf_config_path": model.hf_config_path,
         "model_weights": model.model_weights,
         "model_loader_extra_config": load.model_loader_extra_config,
@@ -99,6 +108,19 @@ def _unproved(config: Any) -> Iterator[tuple[str, str]]:
             "setting",
             f"config_format {model.config_format} with model_impl {model.model_impl} isn't supported, auto is",
         )
+
+
+def modelscope() -> bool:
+    """Whether vLLM takes hub ids for ModelScope's."""
+    from vllm import envs
+
+    return bool(envs.VLLM_USE_MODELSCOPE)
+
+
+def check_model_class(model: type) -> None:
+    """Raise UnsupportedError unless it is one of vLLM's own: a plug-in may have put another in its place."""
+    if not model.__module__.startswith("vllm.model_executor.models."):
+        raise UnsupportedError("model_code", f"{model.__module__}.{model.__qualname__} isn't vLLM's own model class")
 
 
 def overrides_of(model: Any) -> Mapping[str, Any]:

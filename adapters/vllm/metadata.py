@@ -52,10 +52,11 @@ class StepOrders(KVConnectorMetadata):
 
 @dataclass(frozen=True)
 class WorkerReady(KVConnectorHandshakeMetadata):
-    """Worker to scheduler, once, when its KV cache is allocated: the layout's name, or why it can't be used."""
+    """Worker to scheduler, once, when its KV cache is allocated: the layout's name, or why it can't be used (a code and
+    a sentence)."""
 
     layout: str | None
-    why_not: str | None = None
+    why_not: tuple[str, str] = ("layout", "vLLM registered no KV cache")
 
 
 @dataclass(frozen=True)

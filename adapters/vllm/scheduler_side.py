@@ -8,7 +8,6 @@ computed them leaves them behind for others to take.
 """
 
 import logging
-from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -55,14 +54,11 @@ class SchedulerSide:
         memory of it."""
         return self._guard.run("lookup", 0, self._matched, request, computed)
 
-    def allocated(self, request: Any, blocks: Sequence[int], external: int) -> None:
-        """vLLM has made room for `external` tokens that were promised: order their load."""
-        if external <= 0:
-            return
-        tracked = self._requests.get(request.request_id)
-        start = tracked.asked_from if tracked else 0
-        hit = tracked.hit if tracked else None
-        self._loads.append(LoadOrder(request.request_id, hit, tuple(blocks), start, start + external))
+    def allocated(self, request: Any, blocks: Any, external: int) -> None:
+        """vLLM has made room for `external` tokens that were promised: order their load. blocks: its KVCacheBlocks."""
+        if external > 0:
+            failed = LoadOrder(request.request_id, None, (), 0, 0)
+            self._loads.append(self._guard.run("load", failed, self._order, request, blocks, external))
 
     def orders(self, scheduled: Any) -> StepOrders:
         """What the worker is to do in the step that this SchedulerOutput describes."""
@@ -102,6 +98,12 @@ class SchedulerSide:
             tracked.loads = True
             tracked.stored = tracked.hit.tokens
         return max(0, reusable_tokens(tracked.hit.tokens, len(tracked.tokens), self._page) - computed)
+
+    def _order(self, request: Any, blocks: Any, external: int) -> LoadOrder:
+        tracked = self._requests[request.request_id]
+        (table,) = blocks.get_block_ids()
+        start = tracked.asked_from
+        return LoadOrder(request.request_id, tracked.hit, tuple(table), start, start + external)
 
     def _track(self, request: Any) -> Tracked:
         tracked = self._requests.get(request.request_id)

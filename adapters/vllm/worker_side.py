@@ -4,10 +4,10 @@ ordered."""
 from collections.abc import Mapping
 from typing import Any
 
-from kvlingua.adapters.vllm.metadata import LoadOrder, StepOrders, StepResult, StoreOrder, WorkerReady
+from kvlingua.adapters.vllm.metadata import LoadOrder, StepOrders, StepResult, StoreOrder
 from kvlingua.adapters.vllm.views import layout_name, ordered_layers, pool_of
 from kvlingua.common.cache import KVCache
-from kvlingua.common.errors import KVLinguaError, LoadError
+from kvlingua.common.errors import LoadError
 from kvlingua.common.guard import Guard
 from kvlingua.common.namespace import Namespace
 from kvlingua.layouts.geometry import Geometry
@@ -24,22 +24,30 @@ class WorkerSide:
         self._kv_cache_config = kv_cache_config
         self._page = page
         self._pool: Pool | None = None
-        self.ready = WorkerReady(None, "vLLM registered no KV cache")
         self._layers: frozenset[str] = frozenset()
         self._computed: set[str] = set()  # layers whose attention this step's forward has passed
         self._forwards = 0  # steps whose forward has passed all layers
         self._off: tuple[str, str] | None = None
         self._failed: set[str] = set()
         self._received: set[str] = set()
-        self._invalid: set[int] = set()
 
-    def register(self, tensors: Mapping[str, Any], layers: Mapping[str, Any]) -> None:
-        """Describe the tensors that vLLM has allocated. layers: its attention layers by name."""
-        try:
-            self._pool, layout = self._describe(tensors, layers)
-            self.ready = WorkerReady(layout)
-        except KVLinguaError as error:
-            self.ready = WorkerReady(None, str(error))
+    def register(self, tensors: Mapping[str, Any], layers: Mapping[str, Any]) -> str:
+        """Describe the tensors that vLLM has allocated; the name of their layout. layers: its attention layers by name.
+
+        Raises UnsupportedError, LayoutError.
+        """
+        (group,) = self._kv_cache_config.kv_cache_groups
+        order = ordered_layers(group.layer_names, tensors, self._geometry.layers)
+        layout = layout_name([layers[name] for name in order], self._kv_cache_config.kv_cache_layout)
+        self._pool = pool_of(
+            layout,
+            [tensors[name] for name in order],
+            self._geometry,
+            page=self._page,
+            blocks=self._kv_cache_config.num_blocks,
+        )
+        self._layers = frozenset(group.layer_names)
+        return layout
 
     def begin(self) -> None:
         """A step begins."""
@@ -50,12 +58,11 @@ class WorkerSide:
         self._computed.add(layer)
 
     def load(self, orders: StepOrders) -> None:
-        """Do the loads. What fails is reported: its blocks, so that vLLM computes them, and its request."""
+        """Do the loads. What fails is reported, so that vLLM computes it."""
         for order in orders.loads:
             self._received.add(order.request_id)
             if not self._guard.promised("load", self._load, order):
                 self._failed.add(order.request_id)
-                self._invalid.update(order.blocks[order.start // self._page : -(-order.stop // self._page)])
 
     def store(self, orders: StepOrders) -> None:
         """Copy what the step's forward has completed and queue it for the store; a block may change after this.
@@ -76,15 +83,10 @@ class WorkerSide:
         """Neither load nor store from here on; the scheduler's side is told with the next step's result."""
         self._stop("weights", f"vLLM's weights may have changed ({how}); restart it to share KV again")
 
-    def received(self) -> set[str]:
-        """Requests whose load is over, well or badly, since the last call."""
+    def received(self) -> tuple[set[str], set[str]]:
+        """Requests whose load is over, well or badly, since the last call; and those for which it failed."""
         received, self._received = self._received, set()
-        return received
-
-    def invalid_blocks(self) -> set[int]:
-        """Blocks that were promised and not filled, since the last call."""
-        invalid, self._invalid = self._invalid, set()
-        return invalid
+        return received, received & self._failed
 
     def result(self) -> StepResult | None:
         """What the scheduler's side must know of the last step; None if nothing."""
@@ -94,20 +96,6 @@ class WorkerSide:
     def _stop(self, reason: str, message: str) -> None:
         self._off = self._off or (reason, message)
         self._pool = None
-
-    def _describe(self, tensors: Mapping[str, Any], layers: Mapping[str, Any]) -> tuple[Pool, str]:
-        (group,) = self._kv_cache_config.kv_cache_groups
-        self._layers = frozenset(group.layer_names)
-        order = ordered_layers(group.layer_names, tensors, self._geometry.layers)
-        layout = layout_name([layers[name] for name in order], self._kv_cache_config.kv_cache_layout)
-        pool = pool_of(
-            layout,
-            [tensors[name] for name in order],
-            self._geometry,
-            page=self._page,
-            blocks=self._kv_cache_config.num_blocks,
-        )
-        return pool, layout
 
     def _load(self, order: LoadOrder) -> None:
         if self._pool is None or order.hit is None:

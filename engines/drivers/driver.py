@@ -23,7 +23,8 @@ ROOT = Path(__file__).resolve().parents[2]
 START_SECONDS = 300.0
 ANSWER_SECONDS = 120.0
 EXIT_SECONDS = 30.0
-SWITCH = re.compile(r"kvlingua: (?:\w+: )?(?:on|off): ")  # said when the model's fingerprint is known, or never will be
+# Said when the model's fingerprint is known, or never will be.
+SWITCH = re.compile(r"kvlingua: (?:\w+: )?(?:(?P<on>on: \w+, namespace (?P<namespace>[0-9a-f]+), )|off: )")
 SWITCH_SECONDS = 30.0
 
 
@@ -33,7 +34,7 @@ class DriverError(Exception):
 
 class Driver:
     """One engine in a process of its own; a context manager that leaves no process behind. With cache it waits for the
-    line that says that kvlingua is on, or off: before it there are no hits.
+    line that says that kvlingua is on, or off (`switched_on`, `namespace`): before it there are no hits.
 
     `url`: the store (KVLINGUA_URL). `settings`: further environment variables. `log`: the file that takes the
     engine's output; kvlingua's metrics go to a folder beside it. Remaining keyword arguments are those of `Launch`.
@@ -61,6 +62,8 @@ class Driver:
             **({"KVLINGUA_URL": url} if url else {}),
             **(settings or {}),
         }
+        self.switched_on = False
+        self.namespace: str | None = None  # what the line says of it, its beginning
         self._next = 0
         self._lines: queue.Queue[str | None] = queue.Queue()
 
@@ -83,12 +86,12 @@ class Driver:
             first = self._line(START_SECONDS)
             if first.get("event") != "ready":
                 raise self._error(f"did not start: {first.get('error', first)}")
+            if self.launch.cache:
+                self._wait_for_switch()
         except BaseException:
             self._kill()
             raise
         self.ready = Ready(first["version"], first["page"], first["seconds"])
-        if self.launch.cache:
-            _until(lambda: SWITCH.search(self.log_text()), SWITCH_SECONDS)
         return self
 
     def __exit__(
@@ -136,6 +139,13 @@ class Driver:
         """Wait until the store's folder holds at least `count` objects."""
         if not _until(lambda: self.objects() >= count, timeout):
             raise self._error(f"{self.objects()} objects after {timeout} s, expected {count}")
+
+    def _wait_for_switch(self) -> None:
+        if not _until(lambda: SWITCH.search(self.log_text()), SWITCH_SECONDS):
+            raise self._error(f"said neither that kvlingua is on nor that it is off within {SWITCH_SECONDS:.0f} s")
+        said = SWITCH.search(self.log_text())
+        assert said is not None
+        self.switched_on, self.namespace = said["on"] is not None, said["namespace"]
 
     def _command(self, command: dict[str, Any], timeout: float) -> dict[str, Any]:
         self._next += 1

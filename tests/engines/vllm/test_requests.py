@@ -2,7 +2,6 @@
 own kind. Then the engine is told to forget its prefixes, after which there is no cache any more."""
 
 import json
-import subprocess
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -13,7 +12,6 @@ from safetensors.torch import load_file, save_file
 from demo.job import MODEL
 from engines.drivers.driver import Driver
 from engines.drivers.protocol import Ask
-from engines.launch import environment, python_of
 from tests.engines.texts import chunks, length, taken, text
 from tests.engines.vllm.conftest import Launcher
 
@@ -95,31 +93,6 @@ def test_prompt_logprobs(driver: Driver) -> None:
     assert (reply.reused, reply.computed) == (0, length(TEXT))
 
 
-def test_other_kinds_of_requests_pass_through(tmp_path: Path) -> None:
-    """Pooling, images and sounds, growing prompts: no tiny model of that kind runs here, so vLLM's own Request objects
-    are put to the function that decides."""
-    script = tmp_path / "kinds.py"
-    script.write_text(KINDS)
-    output = subprocess.run(
-        [str(python_of("vllm")), str(script)],
-        env=environment("vllm"),
-        capture_output=True,
-        text=True,
-        timeout=120,
-        check=True,
-    ).stdout
-    assert json.loads(output.splitlines()[-1]) == {
-        "plain": None,
-        "salted": None,
-        "multimodal": "multimodal",
-        "pooling": "pooling",
-        "embeds": "prompt_embeds",
-        "mixed": "prompt_embeds",
-        "lora": "lora",
-        "growing": "streaming_input",
-    }
-
-
 def test_after_a_reset_there_is_no_cache(driver: Driver) -> None:
     """It can't be told from the one that has to follow a change of weights. Runs last."""
     assert driver.generate(TEXT).reused == taken(32, TEXT)
@@ -130,33 +103,6 @@ def test_after_a_reset_there_is_no_cache(driver: Driver) -> None:
     assert len([line for line in driver.log_text().splitlines() if "off: " in line]) == 1
     assert driver.metric_reaches("kvlingua_refusals_total", 1, reason="reset")
     assert driver.objects() == objects
-
-
-KINDS = """
-import json
-import torch
-from vllm import PoolingParams, SamplingParams
-from vllm.lora.request import LoRARequest
-from vllm.multimodal.inputs import MultiModalFeatureSpec, PlaceholderRange
-from vllm.v1.request import Request
-from kvlingua.adapters.vllm.requests import passes_through
-
-place = PlaceholderRange(offset=0, length=4)
-image = MultiModalFeatureSpec(data=None, modality="image", identifier="x", mm_position=place)
-embeds = torch.zeros(8, 4)
-ids, sampling = list(range(8)), {"sampling_params": SamplingParams(max_tokens=1), "pooling_params": None}
-kinds = {
-    "plain": Request("1", ids, **sampling),
-    "salted": Request("2", ids, cache_salt="a", **sampling),
-    "multimodal": Request("3", ids, mm_features=[image], **sampling),
-    "pooling": Request("4", ids, sampling_params=None, pooling_params=PoolingParams()),
-    "embeds": Request("5", None, prompt_embeds=embeds, **sampling),
-    "mixed": Request("6", ids, prompt_embeds=embeds, prompt_is_token_ids=[True, False] * 4, **sampling),
-    "lora": Request("7", ids, lora_request=LoRARequest("l", 1, "/nowhere"), **sampling),
-    "growing": Request("8", ids, resumable=True, **sampling),
-}
-print(json.dumps({name: passes_through(request) for name, request in kinds.items()}))
-"""
 
 
 def random_adapter(folder: Path) -> Path:
