@@ -45,14 +45,19 @@ class LastCall:
 
 @dataclass
 class _Call:
-    """One understood call: its prompt, what the store holds of each row, and the cache that `generate` fills."""
+    """One understood call: its prompt, what was found of each row, and the cache that `generate` fills.
+
+    held: tokens of each row that needn't be stored. reused, computed: as in LastCall.
+    """
 
     namespace: Namespace
     state: LiveState
     prompt: Prompt
     hits: tuple[Hit, ...]
+    held: tuple[int, ...]
     past: DynamicCache
     reused: int = 0
+    computed: int = 0
 
 
 class Attachment:
@@ -116,7 +121,8 @@ class Attachment:
             return result
         with self._counter.counting(call.past, call.prompt.width) as count:
             result = self._original(*args, **(kwargs | {"past_key_values": call.past}))
-        self.last = LastCall(call.prompt.width, call.reused, count.computed)
+        call.computed = count.computed
+        self.last = LastCall(call.prompt.width, call.reused, call.computed)
         if self._attached:
             self._guard.run("store", None, self._store, call)
             self._guard.run("nearest", None, self._tell_nearest, call)
@@ -135,13 +141,13 @@ class Attachment:
             log.logger.debug("hf: a call passes through: %s", error)
             return None, error.reason
         hits = tuple(self.cache.lookup(namespace, row) for row in prompt.rows)
-        call = _Call(namespace, state, prompt, hits, self._empty_past(namespace))
+        call = _Call(namespace, state, prompt, hits, tuple(hit.tokens for hit in hits), self._empty_past(namespace))
         columns = min(
             pad + reusable_tokens(hit.tokens, len(row), _PAGE)
             for pad, row, hit in zip(prompt.pads, prompt.rows, hits, strict=True)
         )
-        if columns > min(prompt.pads):
-            self._guard.promised("load", self._load, call, columns)  # if it fails, `generate` computes all
+        if columns > min(prompt.pads) and not self._guard.promised("load", self._load, call, columns):
+            call.held = (0,) * len(hits)  # `generate` computes all, and what proved damaged or gone is stored again
         return call, None
 
     def _identify_if_changed(self) -> LiveState:
@@ -193,16 +199,23 @@ class Attachment:
 
     def _store(self, call: _Call) -> None:
         """Store the whole chunks of each row's prompt that the store didn't hold."""
-        prompt = call.prompt
+        prompt, chunk_tokens = call.prompt, call.namespace.chunk_tokens
+        rows = [row for row, tokens in enumerate(prompt.rows) if call.held[row] + chunk_tokens <= len(tokens)]
+        if not rows:
+            return
+        if call.reused + call.computed != prompt.width:
+            raise UnsupportedError(
+                "prompt_width", f"the model was given {call.computed} columns, not {prompt.width - call.reused}"
+            )
         if LiveState.of(self._model) != call.state:
             raise UnsupportedError("weights_changed", "the model changed while it generated")
         layers = [(layer.keys, layer.values) for layer in call.past.layers]
         if layers[0][0].shape[0] != len(prompt.rows) or layers[0][0].shape[2] < prompt.width:
             raise LayoutError("the cache doesn't hold the prompt after generate")
-        for row, (pad, tokens, hit) in enumerate(zip(prompt.pads, prompt.rows, call.hits, strict=True)):
-            if hit.tokens + call.namespace.chunk_tokens <= len(tokens):
-                view = row_pool(call.namespace, layers, row).view([0], pad + hit.tokens, prompt.width)
-                self.cache.store(call.namespace, tokens, view, hit.tokens, len(tokens))
+        for row in rows:
+            pad, tokens, held = prompt.pads[row], prompt.rows[row], call.held[row]
+            view = row_pool(call.namespace, layers, row).view([0], pad + held, prompt.width)
+            self.cache.store(call.namespace, tokens, view, held, len(tokens))
 
     def _tell_nearest(self, call: _Call) -> None:
         """Once, when nothing hits that could: the nearest other namespace stored, and what would have to be equal."""

@@ -12,7 +12,7 @@ import torch
 import transformers
 from transformers import GenerationMixin, PreTrainedConfig, PreTrainedModel
 
-from kvlingua.adapters.hf.live_state import check_known_code
+from kvlingua.adapters.hf.live_state import GENERATION_METHODS, check_known_code, foreign_origin
 from kvlingua.adapters.hf.weights import differing_attributes, differing_tensor, memory_fingerprint
 from kvlingua.common.config import Config
 from kvlingua.common.errors import UnsupportedError
@@ -61,8 +61,9 @@ def check_model(model: Any) -> None:
         raise UnsupportedError("model", f"{type(model).__name__} is not a transformers model that generates text")
     if model.config.is_encoder_decoder:
         raise UnsupportedError("encoder_decoder", "encoder-decoder models are not supported")
-    for name in ("generate", "prepare_inputs_for_generation", "_sample"):
-        if getattr(type(model), name) is not getattr(GenerationMixin, name):
+    for name in GENERATION_METHODS:
+        method = getattr(type(model), name)
+        if method is not getattr(GenerationMixin, name) or foreign_origin(method) is not None:
             raise UnsupportedError("generate_replaced", f"{type(model).__name__} has a {name} of its own")
     if getattr(model, "hf_quantizer", None) is not None:
         raise UnsupportedError("quantized", "quantised weights are not supported")

@@ -13,12 +13,17 @@ from kvlingua.common.errors import UnsupportedError
 # Code whose forward passes the identity describes. What comes from elsewhere (adapters, quantised layers) may compute
 # anything.
 _KNOWN_CODE = ("transformers.", "torch.nn.modules.")
+_NO_GRAD = "torch.utils._contextlib"  # the wrapper that torch.no_grad() makes
 # Hooks that only listen: transformers' own, which stay once somebody has asked for hidden states, and ours.
 _LISTENING_HOOKS = ("transformers.utils.output_capturing", ForwardCounter.__module__)
 _ATTENTION = ("eager", "sdpa")
 
-# Attributes of modules that don't take part in what a forward in evaluation mode computes.
-_IGNORED_ATTRIBUTES = frozenset({"training", "gradient_checkpointing", "name_or_path"})
+# Attributes of modules that don't take part in what a forward in evaluation mode computes, and torch's own.
+_TORCH_ATTRIBUTES = frozenset(vars(torch.nn.Module()))
+_IGNORED_ATTRIBUTES = _TORCH_ATTRIBUTES | {"gradient_checkpointing", "name_or_path"}
+
+# The methods through which transformers generates; `identity` wants them to be its own.
+GENERATION_METHODS = ("generate", "prepare_inputs_for_generation", "_sample")
 
 Attributes = tuple[tuple[str, object], ...]
 
@@ -26,8 +31,8 @@ Attributes = tuple[tuple[str, object], ...]
 @dataclass(frozen=True)
 class LiveState:
     """Two states are equal if every tensor is the same object at the same address, shape, dtype and version, and
-    every module has the same class and the same plain attributes (epsilons, scalings), and the configuration says the
-    same.
+    every module has the same class, the class the same forward, and the module the same plain attributes (epsilons,
+    scalings), and the configuration says the same.
 
     A write through `.data` changes none of these and is not seen.
     """
@@ -43,10 +48,14 @@ class LiveState:
             (name, id(each), _version(each), each.data_ptr(), each.shape, each.stride(), each.dtype)
             for name, each in tensors
         )
-        modules = tuple((name, type(module), plain_attributes(module)) for name, module in named_modules(model))
+        modules = tuple(
+            (name, type(module), type(module).forward, plain_attributes(module))
+            for name, module in named_modules(model)
+        )
+        methods = tuple(getattr(type(model), name, None) for name in GENERATION_METHODS)
         config = getattr(model, "config", None)
         text = config.to_json_string(use_diff=False) if isinstance(config, PretrainedConfig) else None
-        return cls((weights, modules, text), tuple(each for _, each in tensors))
+        return cls((weights, modules, methods, text), tuple(each for _, each in tensors))
 
 
 def named_modules(model: torch.nn.Module) -> Iterator[tuple[str, torch.nn.Module]]:
@@ -78,7 +87,7 @@ def plain_attributes(module: torch.nn.Module) -> Attributes:
     return tuple(
         (name, value)
         for name, value in vars(module).items()
-        if not name.startswith("_") and name not in _IGNORED_ATTRIBUTES and _is_plain(value)
+        if name not in _IGNORED_ATTRIBUTES and name[0] != "_" and _is_plain(value)
     )
 
 
@@ -90,7 +99,9 @@ def _is_plain(value: object) -> bool:
 
 def check_runs_as_described(model: torch.nn.Module) -> None:
     """Raise UnsupportedError if a forward of `model`, here and now, may compute something else than its class,
-    configuration and tensors say: hooks, replaced forwards, training mode, autocast, another attention.
+    configuration and tensors say: hooks, replaced methods, training mode, autocast, another attention.
+
+    `generate` of the model itself may be replaced: what stands there calls ours, or isn't seen by it.
     """
     if torch.is_autocast_enabled("cpu"):
         raise UnsupportedError("autocast", "autocast computes in another dtype than the model's")
@@ -99,15 +110,30 @@ def check_runs_as_described(model: torch.nn.Module) -> None:
     attention = getattr(getattr(model, "config", None), "_attn_implementation", None)
     if attention not in _ATTENTION and isinstance(model, PreTrainedModel):
         raise UnsupportedError("attention", f"attention {attention!r}: use {' or '.join(_ATTENTION)}")
+    allowed: tuple[str, ...] = ("generate",)  # of the first one, which is the model itself
     for name, module in named_modules(model):
-        where = name or "the model"
-        if module.training or getattr(module, "gradient_checkpointing", False):
+        where, attributes = name or "the model", vars(module)
+        if module.training or attributes.get("gradient_checkpointing"):
             raise UnsupportedError("training", f"{where} is in training mode: call model.eval()")
-        if "forward" in vars(module) or getattr(module, "_compiled_call_impl", None) is not None:
-            raise UnsupportedError("forward_replaced", f"the forward of {where} is replaced or compiled")
+        for attribute in attributes.keys() - _TORCH_ATTRIBUTES:
+            if callable(attributes[attribute]) and hasattr(type(module), attribute) and attribute not in allowed:
+                raise UnsupportedError("method_replaced", f"{attribute} of {where} is replaced or compiled")
+        allowed = ()
         hooks = [*module._forward_hooks.values(), *module._forward_pre_hooks.values()]
         if any(getattr(hook, "__module__", "") not in _LISTENING_HOOKS for hook in hooks):
             raise UnsupportedError("hooks", f"{where} has forward hooks")
+
+
+def foreign_origin(function: object) -> str | None:
+    """The module of code that runs when `function` is called, what it says it wraps included, and that is neither
+    transformers' nor torch.nn's; None if there is none. Told by the code: `functools.wraps` copies a `__module__`."""
+    while function is not None:
+        origin = str(getattr(function, "__globals__", {}).get("__name__", "unknown"))
+        wrapped = getattr(function, "__wrapped__", None)
+        if not origin.startswith(_KNOWN_CODE) and not (origin == _NO_GRAD and wrapped is not None):
+            return origin
+        function = wrapped
+    return None
 
 
 def check_known_code(model: torch.nn.Module) -> None:
@@ -115,12 +141,12 @@ def check_known_code(model: torch.nn.Module) -> None:
     torch.nn's."""
     for name, module in named_modules(model):
         kind = type(module)
-        origins = (kind.__module__, getattr(kind.forward, "__module__", ""))
-        if not all(origin.startswith(_KNOWN_CODE) for origin in origins):
+        foreign = foreign_origin(kind.forward) if kind.__module__.startswith(_KNOWN_CODE) else kind.__module__
+        if foreign is not None:
             raise UnsupportedError(
                 "foreign_module",
-                f"{name or 'the model'} is a {kind.__module__}.{kind.__name__}: adapters, quantised "
-                "layers and replaced modules are not supported",
+                f"{name or 'the model'} is a {kind.__name__} with code of {foreign}: adapters, quantised layers and "
+                "replaced modules are not supported",
             )
     for name, tensor in named_tensors(model):
         if type(tensor) not in (torch.nn.Parameter, torch.Tensor):

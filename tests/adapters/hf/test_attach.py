@@ -134,7 +134,7 @@ def test_what_wraps_a_model(wrap: str, caplog: pytest.LogCaptureFixture) -> None
     assert [record.message for record in caplog.records if record.message.startswith("off: ")]
     for _ in range(2):
         assert torch.equal(model.generate(ids, max_new_tokens=8), cold(inner, ids))
-    assert model.kvlingua.last.passed_through in ("model", "forward_replaced")
+    assert model.kvlingua.last.passed_through in ("model", "method_replaced")
     hf.detach(model)
     assert "defect" not in caplog.text
     assert torch.equal(model.generate(ids, max_new_tokens=8), cold(inner, ids))

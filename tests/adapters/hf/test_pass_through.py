@@ -10,6 +10,8 @@ from transformers import (
     DynamicCache,
     GenerationConfig,
     GenerationMixin,
+    GPTJConfig,
+    GPTJForCausalLM,
     LlamaForCausalLM,
     LogitsProcessorList,
     StaticCache,
@@ -44,8 +46,8 @@ def a_hole(model: Any, ids: torch.Tensor) -> dict[str, Any]:
     return {"inputs": ids, "attention_mask": (torch.arange(ids.shape[1]) != 5).long()[None]}
 
 
-def weighted_mask(model: Any, ids: torch.Tensor) -> dict[str, Any]:
-    return {"inputs": ids, "attention_mask": torch.ones(ids.shape)}
+def mask_of_floats(model: Any, ids: torch.Tensor) -> dict[str, Any]:
+    return {"inputs": ids, "attention_mask": (torch.arange(ids.shape[1]) >= 20).float()[None]}
 
 
 def own_cache(model: Any, ids: torch.Tensor) -> dict[str, Any]:
@@ -68,19 +70,30 @@ def assistant(model: Any, ids: torch.Tensor) -> dict[str, Any]:
     return {"inputs": ids, "assistant_model": sharpened(LlamaForCausalLM(llama_config(num_hidden_layers=1)), seed=3)}
 
 
+def gptj() -> Any:
+    config = GPTJConfig(
+        vocab_size=256, n_embd=64, n_head=2, n_layer=2, rotary_dim=16, n_positions=512, tie_word_embeddings=False,
+        bos_token_id=1, eos_token_id=None, pad_token_id=0,
+    )  # fmt: skip
+    return sharpened(GPTJForCausalLM(config))
+
+
 class Shifted(LogitsProcessor):  # type: ignore[misc]
     def __call__(self, input_ids: torch.Tensor, scores: torch.Tensor) -> torch.Tensor:
         return scores
 
 
-CASES: list[tuple[str, Case]] = [
+OTHER_CONTENT: list[tuple[str, Case]] = [
     ("inputs_embeds", embeds),
     ("position_ids", position_ids),
     ("attention_mask", right_padding),
     ("attention_mask", a_hole),
-    ("attention_mask", weighted_mask),
-    ("past_key_values", own_cache),
+    ("attention_mask", mask_of_floats),
     ("past_key_values", foreign_cache),
+]
+CASES: list[tuple[str, Case]] = [
+    *OTHER_CONTENT,
+    ("past_key_values", own_cache),
     ("past_key_values", static_cache),
     ("assistant_model", assistant),
     *(
@@ -100,20 +113,15 @@ CASES: list[tuple[str, Case]] = [
             {"negative_prompt_ids": prompt(40, seed=5), "guidance_scale": 2.0},
             {"synced_gpus": True},
             {"logits_to_keep": 1},
-            {"token_type_ids": torch.zeros(1, 40, dtype=torch.int64)},
-            {"pixel_values": torch.zeros(1, 3, 8, 8)},
-            {"attention_mask": torch.ones(1, 1, 40, 40, dtype=torch.int64)},
             {"cache_implementation": "quantized"},
             {"compile_config": CompileConfig()},
             {"custom_generate": GenerationMixin._sample},
-            {"output_router_logits": True},
             {"generation_config": GenerationConfig(num_beams=2, max_new_tokens=8, pad_token_id=0)},
         )
     ),
 ]
 REASONS = {
     "logits_to_keep": "unknown_argument",
-    "output_router_logits": "unknown_argument",
     "generation_config": "num_beams",
 }
 
@@ -155,10 +163,23 @@ def test_it_passes_through(attached: Attached, reason: str, case: Case) -> None:
     assert torch.equal(warm(model, ids), plain)
 
 
-def test_the_embeddings_matter(attached: Attached) -> None:
+@pytest.mark.parametrize("case", [case for _, case in OTHER_CONTENT])
+def test_the_content_matters(attached: Attached, case: Case) -> None:
     """The control of the test above: other content under the same ids does give other tokens."""
     model, ids = attached(), prompt(40)
-    assert not torch.equal(cold(model, **embeds(model, ids))[:, -8:], cold(model, ids)[:, -8:])
+    assert not torch.equal(cold(model, **case(model, ids))[:, -8:], cold(model, ids)[:, -8:])
+
+
+def test_token_types(attached: Attached) -> None:
+    """Same ids, other content: of the supported families only GPT-J takes token types, and adds their embeddings."""
+    model, ids = attached(model=gptj()), prompt(40)
+    plain, typed = cold(model, ids), cold(model, ids, token_type_ids=ids.flip(1))
+    assert not torch.equal(plain, typed)
+    for reused in (0, 32):
+        assert torch.equal(warm(model, ids, token_type_ids=ids.flip(1)), typed)
+        assert (model.kvlingua.last.passed_through, model.kvlingua.last.reused) == ("token_type_ids", 0)
+        assert torch.equal(warm(model, ids), plain)
+        assert (model.kvlingua.last.passed_through, model.kvlingua.last.reused) == (None, reused)
 
 
 def test_padding_tokens_without_a_mask(attached: Attached) -> None:
@@ -177,8 +198,17 @@ def test_where_the_padding_token_ends_texts_it_is_a_token(attached: Attached) ->
         assert (model.kvlingua.last.passed_through, model.kvlingua.last.reused) == (None, reused)
 
 
-@pytest.mark.parametrize("arguments", [{}, {"inputs": prompt(5), "input_ids": prompt(5)}, {"inputs": prompt(5)[0]}])
-def test_arguments_the_engine_rejects(attached: Attached, arguments: dict[str, Any]) -> None:
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        {},
+        {"inputs": prompt(5), "input_ids": prompt(5)},
+        {"inputs": prompt(5)[0]},
+        {"inputs": prompt(40), "attention_mask": torch.ones(1, 1, 40, 40, dtype=torch.bool)},
+        {"inputs": prompt(40), "pixel_values": torch.zeros(1, 3, 8, 8)},
+    ],
+)
+def test_arguments_that_the_engine_rejects_or_replaces(attached: Attached, arguments: dict[str, Any]) -> None:
     model = attached()
     assert outcome(warm, model, arguments) == outcome(cold, model, arguments)
     assert model.kvlingua.last is None or model.kvlingua.last.passed_through is not None
@@ -206,7 +236,7 @@ def test_a_model_that_computes_something_else(attached: Attached, wrong: str) ->
     elif wrong == "forward":
         original = layer.mlp.forward
         layer.mlp.forward = lambda states: original(states) * 0.5
-        reason, undo = "forward_replaced", lambda: vars(layer.mlp).pop("forward")
+        reason, undo = "method_replaced", lambda: vars(layer.mlp).pop("forward")
     elif wrong == "submodule":
         layer.mlp.act_fn, before = torch.nn.Tanh().eval(), layer.mlp.act_fn
         reason, undo = "", lambda: setattr(layer.mlp, "act_fn", before)

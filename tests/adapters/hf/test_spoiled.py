@@ -11,6 +11,7 @@ import pytest
 import torch
 
 from kvlingua.adapters import hf
+from kvlingua.common import log
 from kvlingua.common.config import Config
 from kvlingua.common.metrics import REGISTRY
 from tests import spoil
@@ -60,10 +61,24 @@ def test_a_damaged_object_is_refused_and_removed(attached: Attached, root: Path,
     assert torch.equal(warm(other, ids), expected)
     assert last(other) == (0, 80)
     assert refusals("load") == before + 1
-    assert torch.equal(warm(other, ids), expected)  # what was removed has been stored again, or is still missing
-    assert other.kvlingua.last.computed + other.kvlingua.last.reused == 80
-    warm(other, ids)
+    assert torch.equal(warm(other, ids), expected)  # what was removed was stored again by the call that computed it
     assert last(other) == (79, 1)
+
+
+def test_one_damaged_chunk_is_stored_again(attached: Attached, root: Path) -> None:
+    """By the call that recomputed it, though its lookup had found all of the row."""
+    model = attached()
+    batch = left_padded(prompt(80, seed=1), prompt(70, seed=2))
+    expected = cold(model, **batch)
+    warm(model, **batch)
+    stored = {path: path.read_bytes() for path in spoil.objects(root)}
+    damaged = next(iter(stored))
+    damaged.write_bytes(stored[damaged][:-1] + bytes([stored[damaged][-1] ^ 1]))
+    other = attached()
+    for now in ((0, 80), (74, 6)):
+        assert torch.equal(warm(other, **batch), expected)
+        assert last(other) == now
+        assert {path: path.read_bytes() for path in spoil.objects(root)} == stored
 
 
 @pytest.mark.parametrize("gone", ["one", "all"])
@@ -91,6 +106,8 @@ def test_an_object_that_goes_between_lookup_and_load(
     assert torch.equal(warm(model, **batch), expected)
     assert rows == [80, 64]
     assert last(model) == (0, 80)
+    assert torch.equal(warm(model, **batch), expected)
+    assert last(model) == (74, 6)
 
 
 def test_a_load_that_fails_in_the_second_row_leaves_no_half_filled_cache(attached: Attached, root: Path) -> None:
@@ -109,14 +126,20 @@ def test_a_load_that_fails_in_the_second_row_leaves_no_half_filled_cache(attache
     assert last(other) == (0, 80)
 
 
-def test_a_store_that_can_not_be_written(attached: Attached, root: Path) -> None:
-    """A folder in the way of every name, so that it fails for root too."""
+def test_a_store_that_can_not_be_written(
+    attached: Attached, root: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A file in the way of the folder, so that it fails for root too: one line, and a count for each call."""
+    monkeypatch.setattr(log, "_seen", {})
     root.parent.mkdir(exist_ok=True)
     root.write_text("in the way")
-    model, ids = attached(), prompt(80)
+    model, ids, before = attached(), prompt(80), refusals("store")
     for _ in range(2):
         assert torch.equal(model.generate(ids, max_new_tokens=8), cold(model, ids))
         assert last(model) == (0, 80)
+    assert refusals("store") == before + 2
+    (line,) = [record.message for record in caplog.records if record.levelname == "WARNING"]
+    assert line.startswith(f"hf: lookup failed (store), treated as a miss: the store at {root}: Not a directory")
 
 
 def test_a_store_full_of_strange_things(attached: Attached, root: Path) -> None:
