@@ -1,5 +1,6 @@
 """SGLang as a driver. Options of an ask: `sampling` (further sampling parameters), `request` (further fields of
-SGLang's GenerateReqInput), `overrides` (positions and embeds that replace tokens' own), `abort_after_s`."""
+SGLang's GenerateReqInput), `overrides` (positions and embeds that replace tokens' own), `abort_when` ([number of
+another ask, tokens]: this one is given up when that one, of the same command, has as many, or has ended)."""
 
 import asyncio
 import os
@@ -78,9 +79,10 @@ class SGLang:
         self._engine.shutdown()
 
     async def _together(self, asks: Sequence[Ask]) -> list[Answer]:
-        return list(await asyncio.gather(*(self._answer(ask) for ask in asks)))
+        progress = _Progress(len(asks))
+        return list(await asyncio.gather(*(self._answer(ask, number, progress) for number, ask in enumerate(asks))))
 
-    async def _answer(self, ask: Ask) -> Answer:
+    async def _answer(self, ask: Ask, number: int, progress: "_Progress") -> Answer:
         from sglang.srt.managers.io_struct import GenerateReqInput
 
         sampling = {"temperature": 0, "max_new_tokens": ask.max_tokens, "ignore_eos": True}
@@ -99,15 +101,23 @@ class SGLang:
         request = GenerateReqInput(**fields)
         request.regenerate_rid()
         start, first, last = time.monotonic(), None, dict[str, Any]()
-        if "abort_after_s" in ask.options:
-            abort = self._engine.tokenizer_manager.abort_request
-            asyncio.get_running_loop().call_later(ask.options["abort_after_s"], lambda: abort(rid=request.rid))
+        if "abort_when" in ask.options:
+            abort = asyncio.create_task(self._abort(request.rid, progress, *ask.options["abort_when"]))
+            progress.tasks.append(abort)
         tokens: list[int] = []
-        async for chunk in self._engine.tokenizer_manager.generate_request(request, None):
-            first = first or time.monotonic() - start
-            tokens, last = chunk["output_ids"], chunk["meta_info"]
+        try:
+            async for chunk in self._engine.tokenizer_manager.generate_request(request, None):
+                first = first or time.monotonic() - start
+                tokens, last = chunk["output_ids"], chunk["meta_info"]
+                await progress.reached(number, len(tokens))
+        finally:
+            await progress.reached(number, float("inf"))
         # One that was aborted while it waited has no counts.
         return Answer(list(tokens), last.get("prompt_tokens", 0), last.get("cached_tokens", 0), first)
+
+    async def _abort(self, rid: str, progress: "_Progress", other: int, tokens: int) -> None:
+        await progress.wait(other, tokens)
+        self._engine.tokenizer_manager.abort_request(rid=rid)
 
     def _grown(self, before: Mapping[str, int]) -> dict[str, int]:
         return {name: value - before[name] for name, value in self._counts().items()}
@@ -124,6 +134,24 @@ class SGLang:
             if name is not None:
                 counts[name] += int(sample.value)
         return counts
+
+
+class _Progress:
+    """How many tokens each of `count` asks that run together has so far; no end of them once it has ended."""
+
+    def __init__(self, count: int) -> None:
+        self.tasks: list[asyncio.Task[None]] = []  # those that wait, so that they aren't collected
+        self._tokens = [0.0] * count
+        self._changed = asyncio.Condition()
+
+    async def reached(self, number: int, tokens: float) -> None:
+        async with self._changed:
+            self._tokens[number] = tokens
+            self._changed.notify_all()
+
+    async def wait(self, number: int, tokens: int) -> None:
+        async with self._changed:
+            await self._changed.wait_for(lambda: self._tokens[number] >= tokens)
 
 
 def _overrides(positions: list[int], embeds: list[list[float]]) -> Any:

@@ -9,7 +9,6 @@ from typing import Any
 import pytest
 
 from demo.job import MODEL
-from engines.drivers.protocol import Ask
 from engines.drivers.samples import total
 from tests.engines.sglang.conftest import Launcher
 from tests.engines.sglang.in_engine import run
@@ -64,11 +63,11 @@ def dummy_weights(folder: Path) -> dict[str, Any]:
     return {"engine": {"load_format": "dummy"}}
 
 
-def dynamic_rope(folder: Path) -> dict[str, Any]:
-    """Its angles depend on the longest prompt so far."""
+def sliding_window(folder: Path) -> dict[str, Any]:
+    """The same weights as a Mistral, which has a window where a Llama has none."""
     shutil.copytree(MODEL, folder)
     config = json.loads((folder / "config.json").read_text())
-    config["rope_parameters"] = {"rope_type": "dynamic", "factor": 2.0, "rope_theta": 500000.0}
+    config |= {"model_type": "mistral", "architectures": ["MistralForCausalLM"], "sliding_window": 128}
     (folder / "config.json").write_text(json.dumps(config))
     return {"model": folder}
 
@@ -78,7 +77,7 @@ def dynamic_rope(folder: Path) -> dict[str, Any]:
     [
         (two_ranks, "tensor parallelism isn't supported yet (--tp-size is 2)"),
         (dummy_weights, "dummy"),
-        (dynamic_rope, "dynamic"),
+        (sliding_window, "mistral is supported only where config.json says sliding_window: None"),
     ],
 )
 def test_the_engine_runs_without_cache(
@@ -94,20 +93,4 @@ def test_the_engine_runs_without_cache(
         assert line in said[0]
         assert "impl=UnifiedRadixCache" in driver.log_text()
         assert driver.metric_reaches("kvlingua_refusals_total", 1, adapter="sglang")
-    assert not (tmp_path / "store").exists()
-
-
-def test_input_embeddings(launch: Launcher, tmp_path: Path) -> None:
-    """SGLang takes them only without its radix cache, and then kvlingua is off: all their token ids are 1."""
-    # SGLang takes them in bfloat16 only.
-    with launch(tmp_path / "store", dtype="bfloat16", engine={"disable_radix_cache": True}) as driver:
-        embeds = [[float(position % 7 - 3)] * 128 for position in range(130)]
-        other = [[float(position % 5 - 2)] * 128 for position in range(130)]
-        replies = [
-            driver.generate(Ask([1] * 130, options={"request": {"input_embeds": one} if one else {}}))
-            for one in (embeds, other, None)
-        ]
-        assert len({tuple(reply.answers[0].tokens) for reply in replies}) == 3
-        assert [(reply.reused, reply.local) for reply in replies] == [(0, 0)] * 3
-        assert "off: SGLang's own prefix cache is disabled" in driver.log_text()
     assert not (tmp_path / "store").exists()

@@ -10,8 +10,8 @@ import pytest
 from safetensors.numpy import load_file, save_file
 
 from demo.job import MODEL
-from engines.drivers.driver import Driver
-from engines.drivers.protocol import Reply
+from engines.drivers.driver import Driver, DriverError
+from engines.drivers.protocol import Ask, Reply
 from tests.engines.sglang.conftest import Launcher
 from tests.engines.texts import chunks, length, taken, text
 
@@ -62,6 +62,14 @@ def test_replaced_embeddings(driver: Driver) -> None:
     overrides = {"positions": positions, "embeds": [[(-1.0) ** position] * 128 for position in positions]}
     replies = passes(driver, "embedding_overrides", overrides=overrides)
     assert replies[0].answers[0].tokens != right, "the same ids, other content"
+
+
+def test_input_embeddings_are_refused_by_sglang(driver: Driver) -> None:
+    """It takes them only without its radix cache, and then kvlingua is off. test_link shows that they pass."""
+    embeds = [[float(position % 7 - 3)] * 128 for position in range(130)]
+    with pytest.raises(DriverError, match="add `--disable-radix-cache`"):
+        driver.generate(Ask([1] * 130, options={"request": {"input_embeds": embeds}}))
+    hits(driver)
 
 
 def test_sessions(driver: Driver) -> None:
