@@ -74,6 +74,7 @@ def settings() -> dict[str, list[str]]:
         "download_dir and a folder": said(configuration(download_dir="/elsewhere")),
         "ignore_patterns": said(configuration(ignore_patterns="*-2.safetensors")),
         "speculative": said(configuration(speculative_config=speculative)),
+        "pooling": said(configuration(runner="pooling", convert="embed")),
         "model_class_overrides": said(configuration(model_class_overrides={"LlamaForCausalLM": own})),
     }
     hub = configuration(download_dir="/elsewhere")

@@ -46,7 +46,7 @@ def test_settings_that_are_refused(report: dict[str, Any]) -> None:
     found = report["settings"]
     for name in ("plain", "download_dir and a folder", "a hub's model"):
         assert found.pop(name) == []
-    assert len(found) == 5
+    assert len(found) == 6
     for name, refusals in found.items():
         assert len(refusals) == 1
         assert name in refusals[0]
