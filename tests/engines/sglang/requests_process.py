@@ -27,7 +27,7 @@ from kvlingua.adapters.sglang.views import describe_pool
 from kvlingua.common.cache import KVCache
 from kvlingua.common.config import Config
 from kvlingua.common.guard import Guard
-from kvlingua.common.model import describe_model
+from kvlingua.common.identity.model import describe_model
 
 PAGE, TOKENS, STORED = 16, 150, 128  # two whole chunks of 64
 PROMPT = array("q", range(10, 10 + TOKENS))
