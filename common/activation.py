@@ -13,11 +13,11 @@ from pathlib import Path
 
 from kvlingua.common import log
 from kvlingua.common.cache import KVCache
-from kvlingua.common.fingerprint import FingerprintTask
 from kvlingua.common.guard import Guard
+from kvlingua.common.identity.fingerprint import FingerprintTask
+from kvlingua.common.identity.model import ModelDescription
+from kvlingua.common.identity.namespace import Namespace
 from kvlingua.common.metrics import MetricsFile, refused
-from kvlingua.common.model import ModelDescription
-from kvlingua.common.namespace import Namespace
 
 
 def say_off(engine: str, reason: str, message: str, metrics_dir: Path | None = None) -> None:

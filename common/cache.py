@@ -4,16 +4,16 @@ import os
 from collections.abc import Sequence
 
 from kvlingua.common import loading, log, storing
-from kvlingua.common.chain import chain_digests
 from kvlingua.common.config import Config
 from kvlingua.common.errors import LayoutError, StoreError
 from kvlingua.common.hit import Hit, find
+from kvlingua.common.identity.chain import chain_digests
+from kvlingua.common.identity.namespace import Namespace
 from kvlingua.common.metrics import Counts, Stopwatch
-from kvlingua.common.namespace import Namespace
 from kvlingua.common.nearest import nearest
 from kvlingua.common.running import EXIT_FLUSH_S, Running
 from kvlingua.common.slots import slot_bytes
-from kvlingua.common.store import open_store
+from kvlingua.common.stores.store import open_store
 from kvlingua.common.storing import StoreHandle
 from kvlingua.layouts.geometry import Extent
 from kvlingua.layouts.view import View

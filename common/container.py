@@ -12,8 +12,6 @@ from typing import TypeAlias
 
 import xxhash
 
-from kvlingua.common import canonical_json
-from kvlingua.common.chain import DIGEST_BYTES
 from kvlingua.common.errors import ContainerError, IdentityError, UnsupportedError
 from kvlingua.common.header import (
     CHECKSUM_DIGITS,
@@ -23,7 +21,9 @@ from kvlingua.common.header import (
     HeaderTemplate,
     header_length,
 )
-from kvlingua.common.namespace import FORMAT_VERSION, Namespace
+from kvlingua.common.identity import canonical_json
+from kvlingua.common.identity.chain import DIGEST_BYTES
+from kvlingua.common.identity.namespace import FORMAT_VERSION, Namespace
 from kvlingua.layouts.geometry import Extent
 
 _RANGE = re.compile(r"(0|[1-9][0-9]{0,5})-([1-9][0-9]{0,5})")

@@ -5,10 +5,10 @@ from dataclasses import dataclass
 
 import xxhash
 
-from kvlingua.common import canonical_json
-from kvlingua.common.chain import DIGEST_BYTES
 from kvlingua.common.errors import ContainerError, UnsupportedError
-from kvlingua.common.namespace import FORMAT_VERSION, Namespace
+from kvlingua.common.identity import canonical_json
+from kvlingua.common.identity.chain import DIGEST_BYTES
+from kvlingua.common.identity.namespace import FORMAT_VERSION, Namespace
 from kvlingua.layouts.geometry import Extent
 
 ALIGNMENT = 64

@@ -3,10 +3,10 @@
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
-from kvlingua.common.extents import covers
-from kvlingua.common.keys import object_key
-from kvlingua.common.namespace import Namespace
-from kvlingua.common.store import Store
+from kvlingua.common.identity.extents import covers
+from kvlingua.common.identity.keys import object_key
+from kvlingua.common.identity.namespace import Namespace
+from kvlingua.common.stores.store import Store
 from kvlingua.layouts.geometry import Extent
 
 

@@ -10,10 +10,10 @@ from kvlingua.common import log
 from kvlingua.common.errors import ContainerError, LoadError, StoreError, StoreTimeout
 from kvlingua.common.guard import REPEAT_S, reason_of
 from kvlingua.common.hit import Hit
-from kvlingua.common.keys import object_key
+from kvlingua.common.identity.keys import object_key
 from kvlingua.common.running import Running
 from kvlingua.common.slots import Slots, part, slot_bytes
-from kvlingua.common.store import Read
+from kvlingua.common.stores.store import Read
 from kvlingua.layouts.convert import convert
 from kvlingua.layouts.errors import LayoutError
 from kvlingua.layouts.view import View

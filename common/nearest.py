@@ -3,9 +3,9 @@
 from itertools import islice
 
 from kvlingua.common.errors import IdentityError
-from kvlingua.common.keys import NAMESPACE_FILE, namespace_key
-from kvlingua.common.namespace import MAX_NAMESPACE_BYTES, Namespace
-from kvlingua.common.store import Read, Store
+from kvlingua.common.identity.keys import NAMESPACE_FILE, namespace_key
+from kvlingua.common.identity.namespace import MAX_NAMESPACE_BYTES, Namespace
+from kvlingua.common.stores.store import Read, Store
 
 _ENTRIES = 200_000  # objects looked at, and namespaces read: bounds on what a strange folder can cost
 _NAMESPACES = 256

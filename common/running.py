@@ -7,10 +7,10 @@ import threading
 from kvlingua.common.config import Config
 from kvlingua.common.container import Container
 from kvlingua.common.deadline import DeadlineWorker
+from kvlingua.common.identity.namespace import Namespace
 from kvlingua.common.metrics import Counts, MetricsFile
-from kvlingua.common.namespace import Namespace
 from kvlingua.common.scratch import ScratchPool
-from kvlingua.common.store import open_store
+from kvlingua.common.stores.store import open_store
 from kvlingua.common.write_queue import WriteQueue
 from kvlingua.layouts.geometry import Extent
 

@@ -11,10 +11,10 @@ from kvlingua.common.container import Container
 from kvlingua.common.errors import StoreError
 from kvlingua.common.guard import REPEAT_S, reason_of
 from kvlingua.common.hit import missing_chunks
-from kvlingua.common.keys import namespace_key, object_key
+from kvlingua.common.identity.keys import namespace_key, object_key
 from kvlingua.common.running import Running
 from kvlingua.common.slots import Slots, part, slot_bytes
-from kvlingua.common.store import Bytes
+from kvlingua.common.stores.store import Bytes
 from kvlingua.layouts.convert import convert
 from kvlingua.layouts.view import View
 

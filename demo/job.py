@@ -11,7 +11,7 @@ from demo.documents import Document, Question, make_document, unseen_document
 from demo.model.vocabulary import WORDS
 from engines.drivers.driver import Driver, DriverError
 from engines.drivers.protocol import Ask, Reply
-from kvlingua.common.chain import chain_digests
+from kvlingua.common.identity.chain import chain_digests
 from kvlingua.common.prefix import reusable_tokens
 
 MODEL = Path(__file__).resolve().parent / "model" / "weights"

@@ -20,8 +20,8 @@ from kvlingua.common import log
 from kvlingua.common.cache import Hit, KVCache
 from kvlingua.common.errors import LayoutError, UnsupportedError
 from kvlingua.common.guard import Guard
+from kvlingua.common.identity.namespace import Namespace
 from kvlingua.common.metrics import refused
-from kvlingua.common.namespace import Namespace
 from kvlingua.common.prefix import reusable_tokens
 
 ADAPTER = "hf"

@@ -16,11 +16,11 @@ from kvlingua.adapters.hf.live_state import GENERATION_METHODS, check_known_code
 from kvlingua.adapters.hf.weights import differing_attributes, differing_tensor, memory_fingerprint
 from kvlingua.common.config import Config
 from kvlingua.common.errors import UnsupportedError
-from kvlingua.common.fingerprint import FingerprintTask
-from kvlingua.common.model import IGNORED_FIELDS, ModelDescription, describe_model
-from kvlingua.common.namespace import Namespace
+from kvlingua.common.identity.fingerprint import FingerprintTask
+from kvlingua.common.identity.model import IGNORED_FIELDS, ModelDescription, describe_model
+from kvlingua.common.identity.namespace import Namespace
+from kvlingua.common.identity.weight_files import IN_MEMORY, model_folder
 from kvlingua.common.supported import HF
-from kvlingua.common.weight_files import IN_MEMORY, model_folder
 
 # What a live configuration says about how it was loaded, not about the model.
 _LOADING_FIELDS = frozenset({"_name_or_path", "name_or_path", "dtype", "torch_dtype", "transformers_version"})

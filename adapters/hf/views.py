@@ -5,7 +5,7 @@ from collections.abc import Sequence
 import torch
 
 from kvlingua.common.errors import LayoutError
-from kvlingua.common.namespace import Namespace
+from kvlingua.common.identity.namespace import Namespace
 from kvlingua.layouts.formats import format
 from kvlingua.layouts.memory import Buffer
 from kvlingua.layouts.view import Pool

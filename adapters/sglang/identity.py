@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from kvlingua.common.errors import UnsupportedError
-from kvlingua.common.model import ModelDescription, describe_model
+from kvlingua.common.identity.model import ModelDescription, describe_model
 from kvlingua.common.supported import SGLANG
 
 # Arguments that must have one of the given values, by name, and what is said otherwise: everything that changes KV, or

@@ -14,7 +14,7 @@ from kvlingua.common.activation import Activation
 from kvlingua.common.cache import KVCache
 from kvlingua.common.errors import LoadError, UnsupportedError
 from kvlingua.common.guard import Guard
-from kvlingua.common.model import ModelDescription
+from kvlingua.common.identity.model import ModelDescription
 from kvlingua.common.prefix import reusable_tokens
 from kvlingua.layouts.view import Pool
 

@@ -9,7 +9,7 @@ from typing import Any
 
 from kvlingua.adapters.sglang.requests import pass_through
 from kvlingua.common.cache import Hit
-from kvlingua.common.chain import chain_digests, request_seed
+from kvlingua.common.identity.chain import chain_digests, request_seed
 
 ASK_AGAIN_S = 1.0  # SGLang matches each waiting request at every step; the store is asked for more at most this often
 

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from kvlingua.common.errors import UnsupportedError
-from kvlingua.common.model import ModelDescription, describe_model
+from kvlingua.common.identity.model import ModelDescription, describe_model
 from kvlingua.common.supported import VLLM
 
 WORKER = "vllm.v1.worker.cpu_worker.CPUWorker"

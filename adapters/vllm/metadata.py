@@ -9,7 +9,7 @@ from vllm.distributed.kv_transfer.kv_connector.v1.base import (
 )
 
 from kvlingua.common.cache import Hit
-from kvlingua.common.namespace import Namespace
+from kvlingua.common.identity.namespace import Namespace
 
 
 @dataclass(frozen=True)

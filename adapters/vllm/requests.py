@@ -3,7 +3,7 @@ their keys)."""
 
 from typing import Any
 
-from kvlingua.common.chain import request_seed
+from kvlingua.common.identity.chain import request_seed
 
 
 def passes_through(request: Any) -> str | None:

@@ -16,10 +16,10 @@ from kvlingua.adapters.vllm.requests import only_stores, passes_through, seed_of
 from kvlingua.adapters.vllm.switch import Switch
 from kvlingua.common import log
 from kvlingua.common.cache import Hit, KVCache
-from kvlingua.common.chain import chain_digests
 from kvlingua.common.guard import Guard
+from kvlingua.common.identity.chain import chain_digests
+from kvlingua.common.identity.namespace import Namespace
 from kvlingua.common.metrics import refused
-from kvlingua.common.namespace import Namespace
 from kvlingua.common.prefix import reusable_tokens
 
 

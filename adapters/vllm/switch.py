@@ -5,7 +5,7 @@ from typing import Any
 
 from kvlingua.adapters.vllm.metadata import WorkerReady
 from kvlingua.common.activation import Activation
-from kvlingua.common.namespace import Namespace
+from kvlingua.common.identity.namespace import Namespace
 
 
 class Switch:

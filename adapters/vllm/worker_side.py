@@ -9,7 +9,7 @@ from kvlingua.adapters.vllm.views import layout_name, ordered_layers, pool_of
 from kvlingua.common.cache import KVCache
 from kvlingua.common.errors import LoadError
 from kvlingua.common.guard import Guard
-from kvlingua.common.namespace import Namespace
+from kvlingua.common.identity.namespace import Namespace
 from kvlingua.layouts.geometry import Geometry
 from kvlingua.layouts.view import Pool
 

@@ -10,11 +10,11 @@ from kvlingua.common.cli.sizes import size
 from kvlingua.common.cli.target import add_target, existing_store
 from kvlingua.common.config import Config
 from kvlingua.common.errors import ConfigError
-from kvlingua.common.fingerprint import FingerprintTask
-from kvlingua.common.model import describe_model
-from kvlingua.common.namespace import Namespace
+from kvlingua.common.identity.fingerprint import FingerprintTask
+from kvlingua.common.identity.model import describe_model
+from kvlingua.common.identity.namespace import Namespace
 from kvlingua.common.nearest import nearest, stored_namespaces
-from kvlingua.common.store import Store
+from kvlingua.common.stores.store import Store
 from kvlingua.common.supported import ENGINES
 from kvlingua.layouts import native
 from kvlingua.layouts.geometry import ITEMSIZE

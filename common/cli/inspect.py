@@ -12,10 +12,10 @@ from kvlingua.common.cli.sizes import size
 from kvlingua.common.cli.target import add_target, existing_store
 from kvlingua.common.cli.verification import verify_object
 from kvlingua.common.errors import ContainerError, StoreError
-from kvlingua.common.keys import NAMESPACE_FILE, OBJECT_SUFFIX, parse_key
-from kvlingua.common.namespace import Namespace
+from kvlingua.common.identity.keys import NAMESPACE_FILE, OBJECT_SUFFIX, parse_key
+from kvlingua.common.identity.namespace import Namespace
 from kvlingua.common.nearest import stored_namespaces
-from kvlingua.common.store import Entry, Read, Store
+from kvlingua.common.stores.store import Entry, Read, Store
 
 
 @dataclass

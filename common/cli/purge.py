@@ -9,7 +9,7 @@ from kvlingua.common.cli.progress import progress
 from kvlingua.common.cli.sizes import size
 from kvlingua.common.cli.target import add_target, existing_store
 from kvlingua.common.errors import ConfigError
-from kvlingua.common.keys import NAMESPACE_FILE
+from kvlingua.common.identity.keys import NAMESPACE_FILE
 
 _AGE = re.compile(r"([0-9]+)([smhd])")
 _SECONDS = {"s": 1, "m": 60, "h": 3600, "d": 86400}

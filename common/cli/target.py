@@ -6,7 +6,7 @@ from urllib.parse import unquote, urlsplit
 
 from kvlingua.common.config import Config
 from kvlingua.common.errors import ConfigError
-from kvlingua.common.store import Store, open_store
+from kvlingua.common.stores.store import Store, open_store
 
 
 def add_target(parser: argparse.ArgumentParser) -> None:

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from kvlingua.common.container import Container
-from kvlingua.common.keys import object_key
+from kvlingua.common.identity.keys import object_key
 from kvlingua.layouts.geometry import Extent
 from tests.common.samples import namespace, stored
 

@@ -3,7 +3,7 @@
 import random
 from array import array
 
-from kvlingua.common.namespace import Namespace
+from kvlingua.common.identity.namespace import Namespace
 from kvlingua.layouts.formats import format
 from kvlingua.layouts.geometry import Extent
 from kvlingua.layouts.memory import Buffer

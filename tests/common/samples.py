@@ -6,9 +6,9 @@ from typing import Any
 
 from hypothesis import strategies as st
 
-from kvlingua.common.chain import chain_digests
 from kvlingua.common.container import Container
-from kvlingua.common.namespace import Namespace
+from kvlingua.common.identity.chain import chain_digests
+from kvlingua.common.identity.namespace import Namespace
 from kvlingua.layouts.geometry import Extent
 
 FIELDS: dict[str, Any] = {

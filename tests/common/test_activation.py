@@ -15,7 +15,7 @@ from kvlingua.common.activation import Activation, say_off
 from kvlingua.common.cache import KVCache
 from kvlingua.common.config import Config
 from kvlingua.common.guard import Guard
-from kvlingua.common.model import ModelDescription, describe_model
+from kvlingua.common.identity.model import ModelDescription, describe_model
 
 
 @pytest.fixture

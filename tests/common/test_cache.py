@@ -7,10 +7,10 @@ from pathlib import Path
 import pytest
 
 from kvlingua.common.cache import KVCache
-from kvlingua.common.chain import chain_digests
 from kvlingua.common.config import Config
 from kvlingua.common.errors import ConfigError, KVLinguaError, LayoutError, LoadError, StoreError, UnsupportedError
 from kvlingua.common.guard import capture
+from kvlingua.common.identity.chain import chain_digests
 from kvlingua.layouts.geometry import Extent
 from tests import spoil
 from tests.common.kv import CHUNK, Cache, namespace

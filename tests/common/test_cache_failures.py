@@ -17,7 +17,7 @@ from kvlingua.common.cache import KVCache
 from kvlingua.common.config import Config
 from kvlingua.common.errors import LoadError, StoreError, StoreFull, StoreTimeout
 from kvlingua.common.log import ensure_visible
-from kvlingua.common.store import Read
+from kvlingua.common.stores.store import Read
 from tests import spoil
 from tests.common.kv import Cache, namespace
 

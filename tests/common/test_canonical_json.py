@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from kvlingua.common.canonical_json import MAX_DEPTH, decode, encode, number
+from kvlingua.common.identity.canonical_json import MAX_DEPTH, decode, encode, number
 
 DOUBLES = st.floats(allow_nan=False, allow_infinity=False)
 VALUES = st.recursive(

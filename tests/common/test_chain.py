@@ -9,8 +9,8 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from kvlingua.common.chain import chain_digests, request_seed
 from kvlingua.common.errors import IdentityError
+from kvlingua.common.identity.chain import chain_digests, request_seed
 
 TOKENS = st.lists(st.integers(0, (1 << 32) - 1), max_size=40)
 SIZES = st.integers(1, 9)

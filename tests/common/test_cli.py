@@ -11,7 +11,7 @@ import pytest
 from demo.job import MODEL
 from kvlingua.common.cache import KVCache
 from kvlingua.common.config import Config
-from kvlingua.common.namespace import Namespace
+from kvlingua.common.identity.namespace import Namespace
 from tests import spoil
 from tests.common.kv import CHUNK, Cache, namespace
 

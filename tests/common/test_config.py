@@ -6,7 +6,7 @@ import pytest
 
 from kvlingua.common.config import Config
 from kvlingua.common.errors import ConfigError
-from kvlingua.common.file_store import folder_of
+from kvlingua.common.stores.file_store import folder_of
 
 
 @pytest.fixture(autouse=True)

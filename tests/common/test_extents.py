@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from kvlingua.common.errors import UnsupportedError
-from kvlingua.common.extents import ShardGrid, covers
+from kvlingua.common.identity.extents import ShardGrid, covers
 from kvlingua.layouts.geometry import Extent, Geometry
 
 GRIDS = st.builds(

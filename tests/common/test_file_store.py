@@ -13,11 +13,11 @@ from pathlib import Path
 
 import pytest
 
-from kvlingua.common import eviction, file_store, temporary
-from kvlingua.common.conformance import fetch, key_of
 from kvlingua.common.errors import StoreError, StoreFull, StoreTimeout
-from kvlingua.common.file_store import FileStore
-from kvlingua.common.store import Read
+from kvlingua.common.stores import eviction, file_store, temporary
+from kvlingua.common.stores.conformance import fetch, key_of
+from kvlingua.common.stores.file_store import FileStore
+from kvlingua.common.stores.store import Read
 
 CLONE = Path(__file__).parents[2]
 
@@ -40,9 +40,9 @@ def bytes_in(folder: Path) -> int:
 
 WRITER = """
     import random, sys
-    from kvlingua.common.conformance import key_of
+    from kvlingua.common.stores.conformance import key_of
     from kvlingua.common.errors import StoreFull
-    from kvlingua.common.file_store import FileStore
+    from kvlingua.common.stores.file_store import FileStore
     folder, seed, cap = sys.argv[1], int(sys.argv[2]), int(sys.argv[3])
     store = FileStore(f"file://{folder}", cap)
     choose = random.Random(seed)
@@ -84,8 +84,8 @@ def test_a_killed_writer_leaves_nothing_that_counts_for_long(tmp_path: Path) -> 
     writer = start(
         """
         import os, sys, time
-        from kvlingua.common import file_store
-        from kvlingua.common.conformance import key_of
+        from kvlingua.common.stores import file_store
+        from kvlingua.common.stores.conformance import key_of
         def stop(descriptor, views):
             os.pwrite(descriptor, b"half", 0)
             print("writing", flush=True)
@@ -142,7 +142,7 @@ def test_a_restarted_container_has_other_names() -> None:
     program = """
         import os, socket
         os.getpid, socket.gethostname = lambda: 7, lambda: "container"
-        from kvlingua.common import temporary
+        from kvlingua.common.stores import temporary
         print(temporary.new_name())
     """
     first, second = (start(program).communicate()[0] for _ in range(2))
@@ -159,8 +159,8 @@ def test_the_cap_holds_when_a_writer_is_killed_at_any_moment(tmp_path: Path, mom
     killed = start(
         """
         import os, sys
-        from kvlingua.common.conformance import key_of
-        from kvlingua.common.file_store import FileStore
+        from kvlingua.common.stores.conformance import key_of
+        from kvlingua.common.stores.file_store import FileStore
         store = FileStore(f"file://{sys.argv[1]}", 1000)
         store.put_many([(key_of(1), [b"x" * 100])])
         def die_after(name, real):

@@ -14,12 +14,12 @@ from typing import Any
 
 import pytest
 
-from kvlingua.common import fingerprint as module
 from kvlingua.common.config import Config
 from kvlingua.common.errors import UnsupportedError
-from kvlingua.common.fingerprint import FingerprintTask, fingerprint_files
-from kvlingua.common.model import ModelDescription, describe_model
-from kvlingua.common.process_start import process_start_ns
+from kvlingua.common.identity import fingerprint as module
+from kvlingua.common.identity.fingerprint import FingerprintTask, fingerprint_files
+from kvlingua.common.identity.model import ModelDescription, describe_model
+from kvlingua.common.identity.process_start import process_start_ns
 from tests.common.samples import model_folder
 
 SETTLED_S = 0.15  # longer than a fresh file is kept out of the cache, here
@@ -229,7 +229,8 @@ def test_a_process_that_began_after_the_files_changed_has_a_fingerprint(tmp_path
     description = described(tmp_path / "model")
     script = (
         "import sys; from pathlib import Path; from kvlingua.common.config import Config\n"
-        "from kvlingua.common.fingerprint import FingerprintTask; from kvlingua.common.model import describe_model\n"
+        "from kvlingua.common.identity.fingerprint import FingerprintTask\n"
+        "from kvlingua.common.identity.model import describe_model\n"
         "path = Path(sys.argv[1]); model = describe_model(path, compute_dtype='float32', kv_dtype='float32')\n"
         "def ask():\n"
         "    task = FingerprintTask(model, Config(fingerprint_dir=path.parent / 'cache'))\n"
@@ -247,7 +248,7 @@ def test_a_process_that_began_after_the_files_changed_has_a_fingerprint(tmp_path
 
 
 def test_the_start_of_a_process_is_known_to_a_tick() -> None:
-    script = "from kvlingua.common.process_start import process_start_ns as start; print(start())"
+    script = "from kvlingua.common.identity.process_start import process_start_ns as start; print(start())"
     before = time.time_ns()
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
     after = time.time_ns()

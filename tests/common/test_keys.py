@@ -5,7 +5,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from kvlingua.common.errors import IdentityError
-from kvlingua.common.keys import ObjectKey, namespace_key, object_key, parse_key
+from kvlingua.common.identity.keys import ObjectKey, namespace_key, object_key, parse_key
 from kvlingua.layouts.geometry import Extent
 
 HEX = st.binary(min_size=32, max_size=32).map(bytes.hex)

@@ -7,9 +7,9 @@ from typing import Any
 import pytest
 import transformers
 
-from kvlingua.common.architectures import ARCHITECTURES
 from kvlingua.common.errors import UnsupportedError
-from kvlingua.common.model import IGNORED_FIELDS, ModelDescription, describe_model
+from kvlingua.common.identity.architectures import ARCHITECTURES
+from kvlingua.common.identity.model import IGNORED_FIELDS, ModelDescription, describe_model
 from tests.common.samples import LLAMA, model_folder
 
 MISSING: object = "<missing>"  # told apart by identity; as text it is in the names of tests, the same in every process

@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from kvlingua.common.errors import IdentityError
-from kvlingua.common.namespace import MAX_NAMESPACE_BYTES, Namespace
+from kvlingua.common.identity.namespace import MAX_NAMESPACE_BYTES, Namespace
 from kvlingua.layouts.geometry import Plane
 from tests.common.samples import CHANGES, FIELDS, namespace
 

@@ -4,9 +4,9 @@ from pathlib import Path
 
 import pytest
 
-from kvlingua.common.conformance import StoreConformance
 from kvlingua.common.errors import ConfigError
-from kvlingua.common.store import STORES, Store, open_store
+from kvlingua.common.stores.conformance import StoreConformance
+from kvlingua.common.stores.store import STORES, Store, open_store
 
 
 class TestFileStore(StoreConformance):

@@ -8,9 +8,9 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
 
-from kvlingua.common.conformance import fetch, key_of
 from kvlingua.common.errors import StoreFull
-from kvlingua.common.store import Read, Store, open_store
+from kvlingua.common.stores.conformance import fetch, key_of
+from kvlingua.common.stores.store import Read, Store, open_store
 
 CAP = 1000
 keys = st.integers(0, 12).map(lambda number: key_of(number, namespace=f"{number % 3}" * 64))

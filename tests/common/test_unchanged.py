@@ -10,8 +10,8 @@ from pathlib import Path
 import pytest
 
 from kvlingua.common.errors import UnsupportedError
-from kvlingua.common.model import ModelDescription, describe_model
-from kvlingua.common.unchanged import check_unchanged
+from kvlingua.common.identity.model import ModelDescription, describe_model
+from kvlingua.common.identity.unchanged import check_unchanged
 from tests.common.samples import model_folder
 
 

@@ -20,7 +20,7 @@ from demo.job import CHUNK_TOKENS, MODEL, PAGES
 from engines.drivers.driver import Driver
 from engines.drivers.protocol import Ask, Reply
 from engines.launch import engines
-from kvlingua.common.chain import chain_digests
+from kvlingua.common.identity.chain import chain_digests
 from kvlingua.common.prefix import reusable_tokens
 from matrix import results
 from matrix.cells import Cell

@@ -5,7 +5,7 @@ from typing import Any
 
 from demo.documents import make_document
 from engines.drivers.protocol import Ask
-from kvlingua.common.chain import chain_digests
+from kvlingua.common.identity.chain import chain_digests
 from kvlingua.common.prefix import reusable_tokens
 
 CHUNK = 64

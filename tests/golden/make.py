@@ -8,10 +8,10 @@ import json
 import struct
 from pathlib import Path
 
-from kvlingua.common.chain import chain_digests, request_seed
 from kvlingua.common.container import Container
-from kvlingua.common.keys import object_key
-from kvlingua.common.namespace import Namespace
+from kvlingua.common.identity.chain import chain_digests, request_seed
+from kvlingua.common.identity.keys import object_key
+from kvlingua.common.identity.namespace import Namespace
 from kvlingua.layouts.geometry import Extent
 
 FOLDER = Path(__file__).parent

@@ -10,10 +10,10 @@ import safetensors.torch
 import torch
 import xxhash
 
-from kvlingua.common.chain import chain_digests, request_seed
 from kvlingua.common.container import Container, parse_header
 from kvlingua.common.errors import ContainerError
-from kvlingua.common.namespace import Namespace
+from kvlingua.common.identity.chain import chain_digests, request_seed
+from kvlingua.common.identity.namespace import Namespace
 from tests.golden.make import (
     CHUNK,
     EXTENT,

@@ -9,7 +9,7 @@ import torch
 import transformers
 from transformers import AutoModelForCausalLM
 
-from kvlingua.common.architectures import ARCHITECTURES
+from kvlingua.common.identity.architectures import ARCHITECTURES
 from tests import spoil
 from tests.adapters.hf.tiny import cold, left_padded, prompt, sharpened, warm
 

@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from kvlingua.adapters.hf.views import Layer, empty_layers, row_pool
-from kvlingua.common.namespace import Namespace
+from kvlingua.common.identity.namespace import Namespace
 from kvlingua.layouts.convert import convert
 from kvlingua.layouts.errors import LayoutError
 

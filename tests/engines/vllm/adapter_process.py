@@ -37,8 +37,8 @@ from kvlingua.common.cache import KVCache
 from kvlingua.common.config import Config
 from kvlingua.common.errors import UnsupportedError
 from kvlingua.common.guard import Guard
-from kvlingua.common.model import describe_model
-from kvlingua.common.namespace import Namespace
+from kvlingua.common.identity.model import describe_model
+from kvlingua.common.identity.namespace import Namespace
 
 PAGE = 32
 BLOCKS = 16

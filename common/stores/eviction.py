@@ -17,11 +17,11 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 
-from kvlingua.common import temporary
 from kvlingua.common.errors import StoreError, StoreFull, StoreTimeout
 from kvlingua.common.file_lock import locked
-from kvlingua.common.folder import UNREADABLE, OpenFolders, StoredFile, explain, is_ours
-from kvlingua.common.keys import NAMESPACE_FILE
+from kvlingua.common.identity.keys import NAMESPACE_FILE
+from kvlingua.common.stores import temporary
+from kvlingua.common.stores.folder import UNREADABLE, OpenFolders, StoredFile, explain, is_ours
 
 USAGE_FILE = ".usage"
 _DIGITS = 20

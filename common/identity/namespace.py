@@ -5,10 +5,10 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
 from typing import Any
 
-from kvlingua.common import canonical_json
-from kvlingua.common.canonical_json import JSONObject
 from kvlingua.common.errors import IdentityError
-from kvlingua.common.extents import ShardGrid
+from kvlingua.common.identity import canonical_json
+from kvlingua.common.identity.canonical_json import JSONObject
+from kvlingua.common.identity.extents import ShardGrid
 from kvlingua.layouts.geometry import ITEMSIZE, Geometry
 
 FORMAT_VERSION = 0

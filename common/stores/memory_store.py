@@ -6,8 +6,8 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 from kvlingua.common.errors import ConfigError, StoreFull
-from kvlingua.common.keys import NAMESPACE_FILE
-from kvlingua.common.store import Bytes, Capabilities, Entry, Read, split_key
+from kvlingua.common.identity.keys import NAMESPACE_FILE
+from kvlingua.common.stores.store import Bytes, Capabilities, Entry, Read, split_key
 
 
 @dataclass(slots=True)

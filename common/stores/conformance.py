@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 
 from kvlingua.common.errors import IdentityError, StoreFull
-from kvlingua.common.store import Read, Store
+from kvlingua.common.stores.store import Read, Store
 
 ROOMY = 1 << 30
 NAMESPACE = "0f" * 32

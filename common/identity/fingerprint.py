@@ -17,13 +17,13 @@ import time
 from collections.abc import Mapping
 from pathlib import Path
 
-from kvlingua.common import canonical_json
 from kvlingua.common.config import Config
 from kvlingua.common.errors import KVLinguaError, StoreTimeout, UnsupportedError
 from kvlingua.common.file_lock import locked
-from kvlingua.common.model import ModelDescription
-from kvlingua.common.process_start import process_start_ns
-from kvlingua.common.unchanged import check_unchanged
+from kvlingua.common.identity import canonical_json
+from kvlingua.common.identity.model import ModelDescription
+from kvlingua.common.identity.process_start import process_start_ns
+from kvlingua.common.identity.unchanged import check_unchanged
 
 _FILE = "digests.json"
 _MAX_BYTES = 4 << 20

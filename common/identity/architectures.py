@@ -119,7 +119,8 @@ def architecture_of(config: Mapping[str, Any]) -> Architecture:
     if row is None:
         known = ", ".join(ARCHITECTURES)
         raise UnsupportedError(
-            "model_type", f"model_type {name!r} is not supported yet; known are {known} (common/architectures.py)"
+            "model_type",
+            f"model_type {name!r} is not supported yet; known are {known} (common/identity/architectures.py)",
         )
     classes = config.get("architectures")
     if not isinstance(classes, list) or len(classes) != 1 or classes[0] not in row.classes:

@@ -6,8 +6,8 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from kvlingua.common.errors import UnsupportedError
-from kvlingua.common.model import ModelDescription
-from kvlingua.common.weight_files import INDEX
+from kvlingua.common.identity.model import ModelDescription
+from kvlingua.common.identity.weight_files import INDEX
 
 _TOLERANCE_NS = 20_000_000  # a tick of the start time, one of ctime; no process reads weights that soon after it began
 _MAX_STEPS = 1000  # of a path, the links on it followed: far more than the kernel would go

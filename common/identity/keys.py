@@ -9,8 +9,8 @@ Ranges are half-open: `h0-4` are the kv heads 0, 1, 2 and 3.
 import re
 from dataclasses import dataclass
 
-from kvlingua.common.chain import DIGEST_BYTES
 from kvlingua.common.errors import IdentityError
+from kvlingua.common.identity.chain import DIGEST_BYTES
 from kvlingua.layouts.geometry import Extent
 
 NAMESPACE_FILE = "namespace.json"

@@ -5,13 +5,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from kvlingua.common import canonical_json, rope
-from kvlingua.common.architectures import Architecture, architecture_of
-from kvlingua.common.canonical_json import JSONObject
 from kvlingua.common.errors import UnsupportedError
-from kvlingua.common.extents import ShardGrid
-from kvlingua.common.namespace import Namespace
-from kvlingua.common.weight_files import model_folder, weight_files
+from kvlingua.common.identity import canonical_json, rope
+from kvlingua.common.identity.architectures import Architecture, architecture_of
+from kvlingua.common.identity.canonical_json import JSONObject
+from kvlingua.common.identity.extents import ShardGrid
+from kvlingua.common.identity.namespace import Namespace
+from kvlingua.common.identity.weight_files import model_folder, weight_files
 from kvlingua.layouts.geometry import ITEMSIZE, Geometry
 
 # Fields of config.json that are no part of a namespace, and why they can't change KV.

@@ -14,8 +14,8 @@ from pathlib import Path
 from types import TracebackType
 
 from kvlingua.common.errors import StoreError, StoreFull
-from kvlingua.common.store import is_key
-from kvlingua.common.temporary import is_temporary
+from kvlingua.common.stores.store import is_key
+from kvlingua.common.stores.temporary import is_temporary
 
 _OPEN_FOLDER = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
 _NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)

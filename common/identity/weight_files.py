@@ -3,8 +3,8 @@
 from collections.abc import Mapping
 from pathlib import Path
 
-from kvlingua.common import canonical_json
 from kvlingua.common.errors import UnsupportedError
+from kvlingua.common.identity import canonical_json
 
 SINGLE = "model.safetensors"
 INDEX = "model.safetensors.index.json"

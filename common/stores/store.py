@@ -112,8 +112,14 @@ class StoreKind:
 
 
 STORES: dict[str, StoreKind] = {
-    "file": StoreKind("kvlingua.common.file_store:FileStore", "file:///folder - a folder shared by processes"),
-    "memory": StoreKind("kvlingua.common.memory_store:MemoryStore", "memory:// - this process only, gone with it"),
+    "file": StoreKind(
+        "kvlingua.common.stores.file_store:FileStore",
+        "file:///folder - a folder shared by processes",
+    ),
+    "memory": StoreKind(
+        "kvlingua.common.stores.memory_store:MemoryStore",
+        "memory:// - this process only, gone with it",
+    ),
 }
 
 

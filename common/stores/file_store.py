@@ -18,10 +18,10 @@ from typing import ParamSpec, TypeVar
 from urllib.parse import unquote, urlsplit
 
 from kvlingua.common.errors import ConfigError, StoreError
-from kvlingua.common.eviction import Account, exists
-from kvlingua.common.folder import UNREADABLE, OpenFolders, explain, is_ours
-from kvlingua.common.store import Bytes, Capabilities, Entry, Read, split_key
-from kvlingua.common.temporary import is_temporary
+from kvlingua.common.stores.eviction import Account, exists
+from kvlingua.common.stores.folder import UNREADABLE, OpenFolders, explain, is_ours
+from kvlingua.common.stores.store import Bytes, Capabilities, Entry, Read, split_key
+from kvlingua.common.stores.temporary import is_temporary
 
 T = TypeVar("T")
 P = ParamSpec("P")

@@ -9,8 +9,8 @@ import math
 from collections.abc import Mapping
 from typing import Any
 
-from kvlingua.common.architectures import Architecture
 from kvlingua.common.errors import UnsupportedError
+from kvlingua.common.identity.architectures import Architecture
 
 # The fields of config.json that this state replaces in a namespace.
 FIELDS = frozenset({"rope_parameters", "rope_scaling", "rope_theta", "partial_rotary_factor", "rotary_dim"})
