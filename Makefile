@@ -56,13 +56,14 @@ _why_no_library:
 	    echo "setup: the native library could not be built although $(CXX) is there: the reason stands above"; exit 1; \
 	else echo "setup: no C++ compiler ($(CXX)): conversions will run through torch, which is slow"; fi
 
-check: setup ## style, types, import direction
+check: setup ## style, types, import direction, and what importing loads
 	$(VENV)/bin/ruff check .
 	$(VENV)/bin/ruff format --check .
 	$(VENV)/bin/mypy --package kvlingua
 	$(if $(TYPED),$(VENV)/bin/mypy $(TYPED))
 	$(VENV)/bin/clang-format --dry-run -Werror $(FORMATTED)
 	$(VENV)/bin/lint-imports --no-cache
+	$(PY) -m pytest -q tests/house/test_import.py
 
 format: setup ## rewrite the sources in the project's style
 	$(VENV)/bin/ruff check --fix-only --quiet .
