@@ -5,14 +5,16 @@
 """
 
 from kvlingua.layouts.convert import convert
+from kvlingua.layouts.dtypes import DTYPES, ITEMSIZE
 from kvlingua.layouts.errors import KVLinguaError, LayoutError
 from kvlingua.layouts.formats import FORMATS, format
-from kvlingua.layouts.geometry import ITEMSIZE, Extent, Geometry, Plane
+from kvlingua.layouts.geometry import Extent, Geometry, Plane, Rope
 from kvlingua.layouts.layout import Layout
 from kvlingua.layouts.memory import Buffer
 from kvlingua.layouts.view import Pool, View
 
 __all__ = [
+    "DTYPES",
     "FORMATS",
     "ITEMSIZE",
     "Buffer",
@@ -23,6 +25,7 @@ __all__ = [
     "LayoutError",
     "Plane",
     "Pool",
+    "Rope",
     "View",
     "convert",
     "format",

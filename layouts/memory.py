@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -23,6 +24,8 @@ class Buffer:
             raise LayoutError(f"a buffer can't be {self.nbytes} bytes at address {self.pointer}")
         if self.pointer == 0 and self.nbytes:
             raise LayoutError(f"a buffer of {self.nbytes} bytes can't begin at address 0")
+        if self.end >= 1 << 63:
+            raise LayoutError(f"a buffer can't reach up to address {self.end:#x}, which no memory has")
 
     @property
     def end(self) -> int:
@@ -53,3 +56,14 @@ class Buffer:
             return cls(0, 0, obj)
         memory = (ctypes.c_char * view.nbytes).from_buffer(view)
         return cls(ctypes.addressof(memory), view.nbytes, memory)
+
+
+def joined(ranges: Iterable[tuple[int, int]]) -> list[tuple[int, int]]:
+    """The same addresses as ranges [begin, end) in order, those that overlap joined."""
+    result: list[tuple[int, int]] = []
+    for begin, end in sorted(ranges):
+        if result and begin < result[-1][1]:
+            result[-1] = result[-1][0], max(end, result[-1][1])
+        else:
+            result.append((begin, end))
+    return result

@@ -3,27 +3,27 @@
 from __future__ import annotations
 
 import ctypes
-from array import array
-from ctypes import POINTER, Structure, c_char_p, c_int32, c_int64, c_void_p
-from functools import cache
+from ctypes import POINTER, Structure, c_char_p, c_float, c_int32, c_int64, c_void_p
+from functools import cache, lru_cache
 from importlib import resources
 from pathlib import Path
 from typing import Literal, NamedTuple
 
+from kvlingua.layouts import plan as plans
+from kvlingua.layouts.checks import check
 from kvlingua.layouts.errors import LayoutError
 from kvlingua.layouts.plan import Plan
-from kvlingua.layouts.plan import Side as PlanSide
 from kvlingua.layouts.view import View
 
-ABI_VERSION = 1
-KERNELS = {"best": 0, "portable": 1, "avx2": 2, "avx512": 3}
+ABI_VERSION = 2
+KERNELS = {"best": 0, "portable": 1, "avx2": 2, "avx512": 3, "neon": 4}
 """Kernels by name; all but `best` are for tests and measurements, and refused by a CPU that lacks them."""
 
-Kernels = Literal["best", "portable", "avx2", "avx512"]
+Kernels = Literal["best", "portable", "avx2", "avx512", "neon"]
 
 
 class Tokens(Structure):
-    """kvl_tokens: where the tokens are on one side."""
+    """kvl_view: where the tokens are on one side, and the memory they may be in."""
 
     _fields_ = (
         ("table", c_void_p),
@@ -31,7 +31,15 @@ class Tokens(Structure):
         ("blocks", c_int64),
         ("page", c_int64),
         ("start", c_int64),
+        ("span", c_void_p),
+        ("spans", c_int64),
     )
+
+
+class Axis(Structure):
+    """kvl_axis: one axis of a row's elements, strides in bytes."""
+
+    _fields_ = (("size", c_int64), ("source", c_int64), ("target", c_int64))
 
 
 class Side(Structure):
@@ -42,24 +50,37 @@ class Side(Structure):
         ("block", c_int64),
         ("head", c_int64),
         ("token", c_int64),
-        ("dim", c_int64),
+        ("tile_tokens", c_int64),
+        ("tile", c_int64),
     )
 
 
 class Plane(Structure):
-    """kvl_plane: one plane on both sides."""
+    """kvl_plane: one plane, or a piece of its dims, on both sides."""
 
-    _fields_ = (("width", c_int64), ("source", Side), ("target", Side))
+    _fields_ = (
+        ("op", c_int32),
+        ("source_type", c_int32),
+        ("target_type", c_int32),
+        ("once", c_int32),
+        ("factor", c_float),
+        ("reserved", c_int32),
+        ("heads", c_int64),
+        ("dims", c_int64),
+        ("dim", Axis * 4),
+        ("source", Side),
+        ("target", Side),
+        ("source_scale", Side),
+        ("target_scale", Side),
+    )
 
 
 class CPlan(Structure):
-    """kvl_plan: a whole copy."""
+    """kvl_plan: a whole conversion."""
 
     _fields_ = (
-        ("itemsize", c_int32),
         ("threads", c_int32),
         ("kernels", c_int32),
-        ("reserved", c_int32),
         ("stream_bytes", c_int64),
         ("tokens", c_int64),
         ("heads", c_int64),
@@ -78,7 +99,10 @@ class _Loaded(NamedTuple):
 
 def library_path() -> Path:
     """Where an installation with a C++ compiler has put the library."""
-    return Path(str(resources.files("kvlingua") / "_lib" / "libkvlingua_cpu.so"))
+    return _LIBRARY
+
+
+_LIBRARY = Path(str(resources.files("kvlingua") / "_lib" / "libkvlingua_cpu.so"))
 
 
 @cache
@@ -116,40 +140,73 @@ def run(plan: Plan, threads: int = 1, *, kernels: Kernels = "best", stream_bytes
     """Run a plan in one call of the library, without the GIL.
 
     stream_bytes: copies of at least this size bypass the cache when they write; 0 leaves it to the library.
-    Raises LayoutError if there is no library, or it refuses.
+    Raises LayoutError if there is no library, or it refuses; nothing was written then.
     """
     library, description = load(library_path())
     if library is None:
         raise LayoutError(description)
-    planes = (Plane * len(plan.planes))(
-        *(Plane(plane.width, _side(plane.source), _side(plane.target)) for plane in plan.planes)
-    )
-    call = CPlan(
-        itemsize=plan.source.pool.geometry.itemsize,
-        threads=min(threads, 1024),
-        kernels=KERNELS[kernels],
-        stream_bytes=stream_bytes,
-        tokens=plan.tokens,
-        heads=plan.extent.heads,
-        layers=plan.extent.layers,
-        planes=len(planes),
-        plane=planes,
-        source=_tokens(plan.source),
-        target=_tokens(plan.target),
-    )
-    code = library.kvl_convert(call)
+    code = library.kvl_convert(call(plan, threads, kernels=kernels, stream_bytes=stream_bytes))
     if code:
+        check(plan)  # says which block or address it is, where it can
         raise LayoutError(f"the native library refuses the copy: {library.kvl_message(code).decode()}")
 
 
-# Addresses of arrays, which the plan keeps alive for the length of a call.
-def _side(side: PlanSide) -> Side:
-    return Side(_address(side.bases), side.block, side.head, side.token, side.dim)
+def call(plan: Plan, threads: int = 1, *, kernels: Kernels = "best", stream_bytes: int = 0) -> CPlan:
+    """The argument of kvl_convert. It holds addresses of arrays that live as long as `plan` does."""
+    template = _planes(plan.recipe)
+    planes = type(template).from_buffer_copy(template)
+    ours, theirs = plan.source.pool, plan.target.pool
+    for plane, copy in zip(planes, plan.recipe.planes, strict=True):
+        plane.source.base = copy.source.bases(ours).buffer_info()[0]
+        plane.target.base = copy.target.bases(theirs).buffer_info()[0]
+        if copy.source_scale:
+            plane.source_scale.base = copy.source_scale.bases(ours).buffer_info()[0]
+        if copy.target_scale:
+            plane.target_scale.base = copy.target_scale.bases(theirs).buffer_info()[0]
+    return CPlan(
+        min(threads, 1024),
+        KERNELS[kernels],
+        stream_bytes,
+        plan.tokens,
+        plan.extent.heads,
+        plan.extent.layers,
+        len(planes),
+        planes,
+        _tokens(plan.source),
+        _tokens(plan.target),
+    )
+
+
+@lru_cache(maxsize=256)
+def _planes(recipe: plans.Recipe) -> ctypes.Array[Plane]:
+    """The planes without their base addresses."""
+    return (Plane * len(recipe.planes))(
+        *(
+            Plane(
+                copy.op,
+                copy.source_type,
+                copy.target_type,
+                copy.once,
+                copy.factor,
+                0,
+                copy.heads,
+                len(copy.axes),
+                (Axis * 4)(*(Axis(*axis) for axis in copy.axes)),
+                _side(copy.source),
+                _side(copy.target),
+                _side(copy.source_scale),
+                _side(copy.target_scale),
+            )
+            for copy in recipe.planes
+        )
+    )
+
+
+def _side(side: plans.Side | None) -> Side:
+    return Side(None, side.block, side.head, side.token, side.tile_tokens, side.tile) if side else Side()
 
 
 def _tokens(view: View) -> Tokens:
-    return Tokens(_address(view.table), len(view.table), view.pool.blocks, view.pool.page, view.start)
-
-
-def _address(numbers: array[int]) -> int:
-    return numbers.buffer_info()[0]
+    table, pool = view.table, view.pool
+    span, addresses = pool.memory.buffer_info()
+    return Tokens(table.buffer_info()[0], len(table), pool.blocks, pool.page, view.start, span, addresses // 2)

@@ -1,57 +1,102 @@
-"""What a conversion comes to: integers only, checked, the same for every backend that runs it."""
+"""What a conversion comes to: integers only, the same for every backend that runs it.
+
+All that doesn't depend on addresses and block tables is made once per pair of arrangements and remembered.
+"""
 
 from __future__ import annotations
 
 from array import array
 from dataclasses import dataclass
-from itertools import pairwise
+from functools import lru_cache
 
+from kvlingua.layouts.casts import Conversion, Op, conversions
+from kvlingua.layouts.dtypes import DTYPES
 from kvlingua.layouts.errors import LayoutError
-from kvlingua.layouts.geometry import Extent
+from kvlingua.layouts.geometry import Extent, Plane
+from kvlingua.layouts.refinement import Axis, Row, pieces
+from kvlingua.layouts.strides import Arrangement, Digits
 from kvlingua.layouts.view import Pool, View
 
 
 @dataclass(frozen=True, slots=True)
 class Side:
-    """One plane on one side: addresses of element [block 0, first common head, token 0, dim 0] per common layer, and
-    the byte strides of block, head, token and dim."""
+    """One plane on one side, as kvl_side of csrc/kvlingua.h: strides in bytes, and where its base addresses come from.
 
-    bases: array[int]
+    Token t of a block is at (t // tile_tokens) * tile + (t % tile_tokens) * token, at t * token if tile_tokens is 0.
+    """
+
+    plane: int
+    first: int
+    layers: int
+    offset: int
     block: int
     head: int
     token: int
-    dim: int
+    tile_tokens: int
+    tile: int
+
+    def bases(self, pool: Pool) -> array[int]:
+        """Per common layer the address of element [block 0, first common head, token 0, first dim of the piece]."""
+        return pool.bases(self.plane, self.first, self.layers, self.offset)
 
 
 @dataclass(frozen=True, slots=True)
 class PlaneCopy:
-    """One plane of all common layers, from `source` to `target`, `width` elements a row."""
+    """A plane of all common layers, or a piece of its dims: kvl_plane of csrc/kvlingua.h. Types are its codes."""
 
-    width: int
+    op: Op
+    source_type: int
+    target_type: int
+    once: bool
+    factor: float
+    heads: int
+    axes: tuple[Axis, ...]
     source: Side
     target: Side
+    source_scale: Side | None
+    target_scale: Side | None
+
+
+@dataclass(frozen=True, eq=False)
+class Recipe:
+    """A plan without addresses and tokens."""
+
+    extent: Extent
+    conversions: tuple[Conversion, ...]
+    planes: tuple[PlaneCopy, ...]
 
 
 @dataclass(frozen=True, slots=True)
 class Plan:
-    """`tokens` tokens of `heads` heads, for each plane and layer; where the tokens are is in the two views."""
+    """A copy of `tokens` tokens; where they are is in the two views."""
 
     source: View
     target: View
-    extent: Extent
-    planes: tuple[PlaneCopy, ...]
+    recipe: Recipe
 
     @property
     def tokens(self) -> int:
         """Number of tokens to copy."""
-        return self.source.tokens
+        return self.source.stop - self.source.start
+
+    @property
+    def extent(self) -> Extent:
+        """The heads and layers that both sides hold."""
+        return self.recipe.extent
+
+    @property
+    def planes(self) -> tuple[PlaneCopy, ...]:
+        """What is copied, plane by plane."""
+        return self.recipe.planes
 
 
-def make_plan(source: View, target: View) -> Plan:
-    """The plan for copying what both views hold. Raises LayoutError if that can't be right."""
+def make_plan(source: View, target: View, allow_lossy: bool = False) -> Plan:
+    """The plan for converting what both views hold. Raises LayoutError if that can't be right.
+
+    Block tables and overlap of the two memories are left to the backend: see checks.py.
+    """
     ours, theirs = source.pool, target.pool
-    if ours.geometry != theirs.geometry:
-        raise LayoutError(f"the source is of another model than the target: {ours.geometry} and {theirs.geometry}")
+    recipe = _recipe(ours.arrangement, theirs.arrangement, allow_lossy)
     if source.tokens != target.tokens:
         raise LayoutError(
             f"the source has {source.tokens} tokens [{source.start}, {source.stop}), the target takes"
@@ -60,32 +105,64 @@ def make_plan(source: View, target: View) -> Plan:
     for name, pool in (("source", ours), ("target", theirs)):
         if pool.device != "cpu":
             raise LayoutError(f"the {name} lies on device {pool.device!r}; only memory of the CPU can be converted")
+    return Plan(source, target, recipe)
+
+
+@lru_cache(maxsize=1024)
+def _recipe(ours: Arrangement, theirs: Arrangement, allow_lossy: bool) -> Recipe:
+    steps = conversions(ours.geometry, theirs.geometry, theirs.fixed, allow_lossy)
     extent = ours.extent.intersect(theirs.extent)
     if extent is None:
         raise LayoutError(f"source ({ours.extent}) and target ({theirs.extent}) have nothing in common")
-    blocks = target.blocks
-    if len(set(blocks)) != len(blocks):
-        raise LayoutError("the target's block table names a block twice: later tokens would overwrite earlier ones")
-    _check_apart(ours, theirs)
-    planes = tuple(
-        PlaneCopy(plane.width, _side(ours, index, extent), _side(theirs, index, extent))
-        for index, plane in enumerate(ours.geometry.planes)
+    return Recipe(extent, steps, tuple(copy for step in steps for copy in _copies(ours, theirs, extent, step)))
+
+
+def _copies(ours: Arrangement, theirs: Arrangement, extent: Extent, step: Conversion) -> list[PlaneCopy]:
+    rows = pieces(_row(ours, step.source), _row(theirs, step.target))
+    if step.op is Op.QUANTISE and len(rows) > 1:
+        raise LayoutError(
+            f"scales of plane {step.target.name} can't be made while its dims are permuted in {len(rows)} pieces:"
+            " convert in two steps, the order of rotated dims first"
+        )
+    return [
+        PlaneCopy(
+            op=step.op,
+            source_type=DTYPES[step.source.dtype].code,
+            target_type=DTYPES[step.target.dtype].code,
+            once=step.once,
+            factor=step.factor,
+            heads=1 if step.target.per == "tensor" else extent.heads,
+            axes=row.axes or ((1, step.source.itemsize, step.target.itemsize),),
+            source=_side(ours, step.source, extent, row.source),
+            target=_side(theirs, step.target, extent, row.target),
+            source_scale=_side(ours, step.source_scale, extent) if step.source_scale else None,
+            target_scale=_side(theirs, step.target_scale, extent) if step.target_scale else None,
+        )
+        for row in rows
+    ]
+
+
+def _row(side: Arrangement, plane: Plane) -> Row:
+    return Row(side.planes[side.geometry.planes.index(plane)].dim, plane.rope)
+
+
+def _side(side: Arrangement, plane: Plane, extent: Extent, offset: int = 0) -> Side:
+    index = side.geometry.planes.index(plane)
+    at = side.planes[index]
+    return Side(
+        index,
+        extent.layer_start - side.extent.layer_start,
+        extent.layers,
+        offset + (extent.head_start - side.extent.head_start) * at.head,
+        at.block,
+        at.head,
+        *_tiles(at.token),
     )
-    return Plan(source, target, extent, planes)
 
 
-def _side(pool: Pool, index: int, extent: Extent) -> Side:
-    plane = pool.planes[index]
-    skip = (extent.head_start - pool.extent.head_start) * plane.head
-    first = extent.layer_start - pool.extent.layer_start
-    bases = array("q", (base + skip for base in plane.bases[first : first + extent.layers]))
-    return Side(bases, plane.block, plane.head, plane.token, plane.dim)
-
-
-def _check_apart(source: Pool, target: Pool) -> None:
-    if source.spans[-1][1] <= target.spans[0][0] or target.spans[-1][1] <= source.spans[0][0]:
-        return
-    ranges = sorted([(*span, "source") for span in source.spans] + [(*span, "target") for span in target.spans])
-    for (_, end, one), (begin, _, other) in pairwise(ranges):
-        if begin < end and one != other:
-            raise LayoutError(f"source and target overlap in memory, from address {begin:#x} on")
+def _tiles(token: Digits) -> tuple[int, int, int]:
+    """token, tile_tokens and tile of a `Side`."""
+    if len(token) == 1 or token[0][1] == token[1][0] * token[1][1] or token[0][0] == 1:
+        return token[-1][1], 0, 0
+    (_, tile), (tokens, stride) = token
+    return stride, tokens, tile

@@ -1,6 +1,7 @@
 """The conversion written for reading: every element's offset spelled out, with torch. The oracle of all kernels.
 
 It takes nothing from the plan but which layers and heads are common, so that a mistake in the plan's integers shows.
+What is done to a plane (casts.py) is common ground; how numbers are rounded is in rounding.py.
 """
 
 from __future__ import annotations
@@ -9,50 +10,117 @@ import ctypes
 
 import torch
 
-from kvlingua.layouts.geometry import Extent
-from kvlingua.layouts.view import PlaneAddress, View
+from kvlingua.layouts.casts import Conversion, Op, conversions
+from kvlingua.layouts.dtypes import DTYPES
+from kvlingua.layouts.errors import LayoutError
+from kvlingua.layouts.geometry import Extent, Plane
+from kvlingua.layouts.refinement import digits_offset
+from kvlingua.layouts.rounding import BITS, rounded, values
+from kvlingua.layouts.view import View
 
-# Bits are moved, numbers never read: integers of the same size.
-_BITS = {2: torch.int16, 4: torch.int32}
+_SMALLEST_NORMAL = 2.0**-126
+
+Write = tuple[torch.Tensor, torch.Tensor, torch.Tensor]
+"""Flat memory, indices into it, bits to put there."""
 
 
-def copy(source: View, target: View, extent: Extent) -> None:
-    """Copy all tokens of `source` to those of `target` for the heads and layers of `extent`, which both hold."""
-    for index in range(len(source.pool.geometry.planes)):
+def copy(source: View, target: View, extent: Extent, allow_lossy: bool = False) -> None:
+    """Convert all tokens of `source` into those of `target` for the heads and layers of `extent`, which both hold.
+
+    Raises LayoutError, before anything is written, if scales differ that must not.
+    """
+    writes: list[Write] = []
+    for step in conversions(source.pool.geometry, target.pool.geometry, target.pool.fixed, allow_lossy):
         for layer in range(extent.layer_start, extent.layer_stop):
-            numbers, offsets = _elements(source, index, layer, extent)
-            into, places = _elements(target, index, layer, extent)
-            into[places] = numbers[offsets]
+            writes += _convert(step, source, target, layer, extent)
+    for memory, places, bits in writes:
+        memory[places] = bits
 
 
-def _elements(view: View, index: int, layer: int, extent: Extent) -> tuple[torch.Tensor, torch.Tensor]:
-    """The flat memory of a plane's layer, and where in it the element [token, head, dim] is, in elements."""
-    pool, plane = view.pool, view.pool.planes[index]
-    itemsize = pool.geometry.itemsize
-    position = torch.arange(view.start, view.stop)
-    block = torch.tensor(view.table, dtype=torch.int64)[position // pool.page]
-    token = position % pool.page
-    head = torch.arange(extent.head_start, extent.head_stop) - pool.extent.head_start
-    dim = torch.arange(plane.width)
-    offsets = (
-        (block * plane.block + token * plane.token)[:, None, None]
-        + (head * plane.head)[None, :, None]
-        + (dim * plane.dim)[None, None, :]
-    )
-    base = plane.bases[layer - pool.extent.layer_start]
-    return _flat(view, plane, base), offsets // itemsize
+def _convert(step: Conversion, source: View, target: View, layer: int, extent: Extent) -> list[Write]:
+    """What one plane of one layer comes to."""
+    read = _read(source, step.source, layer, extent)
+    memory, places = _elements(target, step.target, layer, extent)
+    if step.op is Op.COPY:
+        bits = read
+    elif step.op is Op.COPY_EQUAL:
+        assert step.source_scale is not None
+        assert step.target_scale is not None
+        ours = _read(source, step.source_scale, layer, extent)
+        theirs = _read(target, step.target_scale, layer, extent)
+        if not torch.equal(ours, theirs):
+            raise LayoutError(
+                f"the static scales {step.target_scale.name} of the target differ from those that the numbers have:"
+                " convert with allow_lossy=True to have them scaled anew"
+            )
+        bits = read
+    elif step.op is Op.CAST:
+        numbers = values(read, step.source.dtype)
+        if step.source_scale is not None:
+            numbers = numbers * values(_read(source, step.source_scale, layer, extent), "float32")
+        numbers = numbers * torch.tensor(step.factor, dtype=torch.float32)
+        if step.target_scale is not None:
+            numbers = numbers * _reciprocal(values(_read(target, step.target_scale, layer, extent), "float32"))
+        bits = rounded(numbers, step.target.dtype)
+    else:
+        assert step.target_scale is not None
+        numbers = values(read, step.source.dtype)
+        scale = _scale(numbers, step.target.dtype)
+        bits = rounded(numbers * _reciprocal(scale), step.target.dtype)
+        return [
+            (memory, places, bits),
+            (*_elements(target, step.target_scale, layer, extent), rounded(scale, "float32")),
+        ]
+    if step.once:
+        _check_agree(step.target, places, bits)
+    return [(memory, places, bits)]
 
 
-def _flat(view: View, plane: PlaneAddress, base: int) -> torch.Tensor:
-    """The memory from `base` to the pool's last element of this plane and layer, as a one-dimensional tensor."""
+def _scale(numbers: torch.Tensor, dtype: str) -> torch.Tensor:
+    """The scale of each token's head, [token, head, 1], that brings its largest number to the type's largest one."""
+    largest = numbers.abs().amax(dim=2, keepdim=True)
+    scale = largest / torch.full_like(largest, DTYPES[dtype].largest)
+    usable = numbers.isfinite().all(dim=2, keepdim=True) & (scale >= _SMALLEST_NORMAL)
+    return torch.where(usable, scale, torch.tensor(1.0))
+
+
+def _reciprocal(scale: torch.Tensor) -> torch.Tensor:
+    """1 / scale, rounded to float32."""
+    return torch.ones_like(scale) / scale
+
+
+def _check_agree(plane: Plane, places: torch.Tensor, bits: torch.Tensor) -> None:
+    """Several tokens bring a value for the same place (one per block): it must be the same one."""
+    _, group = torch.unique(places, return_inverse=True)
+    one = torch.zeros(int(group.max()) + 1, dtype=bits.dtype)
+    one[group] = bits
+    if not torch.equal(one[group], bits):
+        raise LayoutError(f"plane {plane.name} has one value per block, but the source's blocks that meet there differ")
+
+
+def _read(view: View, plane: Plane, layer: int, extent: Extent) -> torch.Tensor:
+    """The bits of a plane's layer, [token, head, dim], rotated dims in half order."""
+    memory, places = _elements(view, plane, layer, extent)
+    return memory[places]
+
+
+def _elements(view: View, plane: Plane, layer: int, extent: Extent) -> tuple[torch.Tensor, torch.Tensor]:
+    """The flat memory of a plane's layer, and where in it the element [token, head, dim] is, in elements.
+
+    dim counts in half order: of the rotated dims the first of each pair, then the second of each, then the rest.
+    """
     pool = view.pool
-    itemsize = pool.geometry.itemsize
-    nbytes = (
-        (pool.blocks - 1) * plane.block
-        + (pool.extent.heads - 1) * plane.head
-        + (pool.page - 1) * plane.token
-        + (plane.width - 1) * plane.dim
-        + itemsize
-    )
+    address = next(address for address in pool.planes if address.name == plane.name)
+    position = range(view.start, view.stop)
+    block = torch.tensor([view.table[p // pool.page] * address.block for p in position])
+    token = torch.tensor([digits_offset(address.token, p % pool.page) for p in position])
+    head = torch.arange(extent.head_start, extent.head_stop) - pool.extent.head_start
+    dims = list(range(plane.width))
+    if plane.rope.order == "interleaved":
+        dims[: plane.rope.width] = [*range(0, plane.rope.width, 2), *range(1, plane.rope.width, 2)]
+    dim = torch.tensor([digits_offset(address.dim, d) for d in dims])
+    offsets = (block + token)[:, None, None] + (head * address.head)[None, :, None] + dim[None, None, :]
+    base = address.bases[layer - pool.extent.layer_start]
+    nbytes = int(offsets.max()) + plane.itemsize
     memory = (ctypes.c_char * nbytes).from_address(base)
-    return torch.frombuffer(memory, dtype=_BITS[itemsize])
+    return torch.frombuffer(memory, dtype=BITS[plane.itemsize]), offsets // plane.itemsize

@@ -5,11 +5,13 @@ from __future__ import annotations
 from array import array
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 from kvlingua.layouts.errors import LayoutError
 from kvlingua.layouts.geometry import Extent, Geometry
-from kvlingua.layouts.memory import Buffer
+from kvlingua.layouts.memory import Buffer, joined
+from kvlingua.layouts.strides import Arrangement, Digits
 
 if TYPE_CHECKING:
     from kvlingua.layouts.layout import Layout
@@ -18,77 +20,100 @@ if TYPE_CHECKING:
 @dataclass(frozen=True, slots=True)
 class PlaneAddress:
     """Where a plane's elements lie: element [layer, block, head, token, dim] is at address
-    `bases[layer] + block * self.block + head * self.head + token * self.token + dim * self.dim`.
+    `bases[layer] + block * self.block + head * self.head` plus what the digits of token and of dim add.
 
-    Strides are bytes; layer and head count from the start of the pool's extent, token within the block.
+    Strides are bytes; layer and head count from the start of the pool's extent, token within the block. Digits are
+    (size, stride), slowest first: index i of ((n, s),) adds i * s, of ((n, s1), (x, s0)) i // x * s1 + i % x * s0.
+    Stride 0 along an axis: one value for all of it.
     """
 
     name: str
-    width: int
     bases: tuple[int, ...]
     block: int
     head: int
-    token: int
-    dim: int
+    token: Digits
+    dim: Digits
 
 
 @dataclass(frozen=True)
 class Pool:
-    """Blocks of `page` tokens in borrowed memory, made and proved by `Layout.pool`."""
+    """Blocks of `page` tokens in borrowed memory, made and proved by `Layout.pool`.
 
-    layout: Layout
-    geometry: Geometry
-    extent: Extent
-    page: int
-    blocks: int
+    planes: in the geometry's order. scales: memory of the planes in `fixed`, which are only read.
+    """
+
+    arrangement: Arrangement = field(repr=False)
     planes: tuple[PlaneAddress, ...]
     buffers: tuple[Buffer, ...] = field(repr=False)
-    spans: tuple[tuple[int, int], ...] = field(init=False, repr=False, compare=False)
-    """Address ranges that hold everything reachable, in order, those that touch joined."""
+    scales: tuple[Buffer, ...] = field(repr=False)
+    _bases: dict[tuple[int, int, int, int], array[int]] = field(default_factory=dict, compare=False, repr=False)
 
-    def __post_init__(self) -> None:
-        object.__setattr__(self, "spans", tuple(self._joined_spans()))
+    @property
+    def layout(self) -> Layout:
+        """The row it follows."""
+        return self.arrangement.layout
+
+    @property
+    def geometry(self) -> Geometry:
+        """What the whole model keeps."""
+        return self.arrangement.geometry
+
+    @property
+    def extent(self) -> Extent:
+        """The heads and layers held here."""
+        return self.arrangement.extent
+
+    @property
+    def page(self) -> int:
+        """Tokens per block."""
+        return self.arrangement.page
+
+    @property
+    def blocks(self) -> int:
+        """Number of blocks."""
+        return self.arrangement.blocks
+
+    @property
+    def fixed(self) -> frozenset[str]:
+        """Planes of scales that are never written: an engine's static scales."""
+        return self.arrangement.fixed
 
     @property
     def device(self) -> str:
         """Kind of memory: `cpu` or an accelerator's name."""
         return self.buffers[0].device
 
+    @cached_property
+    def memory(self) -> array[int]:
+        """The described memory: first address and address after the last of each piece, in order, disjoint."""
+        pieces = joined((buffer.pointer, buffer.end) for buffer in self.buffers + self.scales if buffer.nbytes)
+        return array("Q", [address for piece in pieces for address in piece])
+
+    def bases(self, plane: int, first: int, layers: int, offset: int) -> array[int]:
+        """Base addresses of the plane with this index in `layers` layers from `first` on, each plus `offset` bytes."""
+        key = plane, first, layers, offset
+        found = self._bases.get(key)
+        if found is None:
+            bases = self.planes[plane].bases[first : first + layers]
+            found = self._bases[key] = array("Q", [base + offset for base in bases] if offset else bases)
+        return found
+
     def view(self, table: Sequence[int], start: int, stop: int) -> View:
         """The tokens [start, stop) of a sequence: position p is in block `table[p // page]` at offset `p % page`.
 
         table: block numbers. An array('q') is kept as it is; lists, and torch or numpy arrays of whole numbers,
-        are copied. Only entries that [start, stop) touches are looked at.
-        Raises LayoutError if the table is too short or names a block outside the pool.
+        are copied. Only entries that [start, stop) touches are ever looked at, and not before a conversion.
+        Raises LayoutError if the table is too short or no sequence of whole numbers.
         """
         if not 0 <= start <= stop:
             raise LayoutError(f"token positions [{start}, {stop}) are not a range")
         numbers = _int64(table)
-        first, last = start // self.page, -(-stop // self.page)
-        if start < stop:
-            if last > len(numbers):
-                raise LayoutError(
-                    f"tokens up to {stop} need {last} blocks of {self.page} tokens, the block table has {len(numbers)}"
-                )
-            used = numbers[first:last]
-            if min(used) < 0 or max(used) >= self.blocks:
-                wrong = next(block for block in used if not 0 <= block < self.blocks)
-                raise LayoutError(f"the block table names block {wrong}; the pool has blocks 0 to {self.blocks - 1}")
+        needed = -(-stop // self.page)
+        if start < stop and needed > len(numbers):
+            raise LayoutError(
+                f"tokens up to {stop} need {needed} blocks of {self.page} tokens, the block table has {len(numbers)}"
+            )
         return View(self, numbers, start, stop)
-
-    def _joined_spans(self) -> list[tuple[int, int]]:
-        ranges = []
-        for plane in self.planes:
-            sizes = (self.blocks, plane.block), (self.extent.heads, plane.head), (self.page, plane.token)
-            inside = sum((size - 1) * stride for size, stride in sizes) + (plane.width - 1) * plane.dim
-            ranges += [(base, base + inside + self.geometry.itemsize) for base in plane.bases]
-        joined: list[tuple[int, int]] = []
-        for low, high in sorted(ranges):
-            if joined and low <= joined[-1][1]:
-                joined[-1] = joined[-1][0], max(high, joined[-1][1])
-            else:
-                joined.append((low, high))
-        return joined
 
 
 @dataclass(frozen=True)

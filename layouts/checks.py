@@ -1,0 +1,52 @@
+"""What only the addresses and block tables of one conversion can tell: whether it reads and writes the right places.
+
+The native library checks the same by itself and answers with a code; this says which block and which address.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from itertools import pairwise
+
+from kvlingua.layouts.errors import LayoutError
+from kvlingua.layouts.memory import joined
+from kvlingua.layouts.plan import Plan
+from kvlingua.layouts.view import Pool, View
+
+
+def check(plan: Plan) -> None:
+    """Raise LayoutError if a block table is wrong, or source and target overlap."""
+    _check_table("source", plan.source)
+    _check_table("target", plan.target)
+    twice = [block for block, count in Counter(plan.target.blocks).items() if count > 1]
+    if twice:
+        raise LayoutError(
+            f"the target's block table names block {twice[0]} twice: later tokens would overwrite earlier ones"
+        )
+    _check_apart(plan.source.pool, plan.target.pool)
+
+
+def _check_table(name: str, view: View) -> None:
+    for block in view.blocks:
+        if not 0 <= block < view.pool.blocks:
+            raise LayoutError(
+                f"the {name}'s block table names block {block}; the pool has blocks 0 to {view.pool.blocks - 1}"
+            )
+
+
+def _check_apart(source: Pool, target: Pool) -> None:
+    read, written = _reached(source, frozenset()), _reached(target, target.fixed)
+    ranges = sorted([(*span, "source") for span in read] + [(*span, "target") for span in written])
+    for (_, end, one), (begin, _, other) in pairwise(ranges):
+        if begin < end and one != other:
+            raise LayoutError(f"source and target overlap in memory, from address {begin:#x} on")
+
+
+def _reached(pool: Pool, but: frozenset[str]) -> list[tuple[int, int]]:
+    """Address ranges that hold every element of the pool."""
+    return joined(
+        (base, base + strides.reach)
+        for strides, plane in zip(pool.arrangement.planes, pool.planes, strict=True)
+        if plane.name not in but
+        for base in plane.bases
+    )
