@@ -1,5 +1,8 @@
 // The entry: a plan is checked, kernels are chosen, the tokens are shared out among threads.
+#include "convert.h"
+
 #include <algorithm>
+#include <deque>
 #include <exception>
 #include <new>
 #include <thread>
@@ -8,7 +11,7 @@
 #include "check.h"
 #include "copy.h"
 #include "kernels.h"
-#include "kvlingua.h"
+#include "types.h"
 
 namespace kvl {
 namespace {
@@ -16,41 +19,78 @@ namespace {
 constexpr int64_t kStreamBytes = 16 << 20;  // about where an output no longer fits in the last-level cache
 constexpr int64_t kThreadBytes = 1 << 20;   // less than this isn't worth a thread
 
-// Runs the first copy here and the others in threads of their own.
-void run_all(std::vector<Copy>& copies) {
+// Whether all planes are of the kinds that this library knows how to convert.
+bool supported(const kvl_plan& plan) {
+    return std::all_of(plan.plane, plan.plane + plan.planes,
+                       [](const kvl_plane& plane) { return !plane.once && plane.op == KVL_COPY; });
+}
+
+// What one thread does: everything that can fail when it is made, the rest when it is run.
+struct Share {
+    Share(const kvl_plan& plan, const Kernels& kernels, bool stream, int64_t first, int64_t last)
+        : copy(plan, kernels, stream, first, last) {}
+    void run() { copy.run(); }
+
+    Copy copy;
+};
+
+// Runs the first share here and the others in threads of their own.
+void run_all(std::deque<Share>& shares) {
     std::vector<std::thread> threads;
-    threads.reserve(copies.size());
+    threads.reserve(shares.size());
     size_t next = 1;
     try {
-        for (; next < copies.size(); ++next) threads.emplace_back([&copy = copies[next]] { copy.run(); });
+        for (; next < shares.size(); ++next) threads.emplace_back([&share = shares[next]] { share.run(); });
     } catch (const std::exception&) {  // no more threads, or no memory for one: the rest is done here
     }
-    copies[0].run();
-    for (; next < copies.size(); ++next) copies[next].run();
+    shares[0].run();
+    for (; next < shares.size(); ++next) shares[next].run();
     for (std::thread& thread : threads) thread.join();
+}
+
+int32_t convert_shares(const kvl_plan& plan, int64_t first, int64_t last, int64_t count, bool stream) {
+    const Kernels* kernels = find_kernels(plan.kernels);
+    if (!kernels || !supported(plan)) return KVL_UNSUPPORTED;
+    if (first == last) return KVL_OK;
+    const int64_t tokens = last - first;
+    const auto begin = [&](int64_t i) { return first + tokens / count * i + tokens % count * i / count; };
+    std::deque<Share> shares;
+    for (int64_t i = 0; i < count; ++i) shares.emplace_back(plan, *kernels, stream, begin(i), begin(i + 1));
+    run_all(shares);
+    return KVL_OK;
 }
 
 int32_t convert(const kvl_plan* plan) {
     const int32_t wrong = check_plan(plan);
     if (wrong) return wrong;
-    const Kernels* kernels = find_kernels(plan->kernels);
-    if (!kernels) return KVL_UNSUPPORTED;
-    if (plan->tokens == 0) return KVL_OK;
-    int64_t bytes = 0;
-    for (int64_t i = 0; i < plan->planes; ++i) bytes += plan->plane[i].width;
-    bytes *= plan->itemsize * plan->heads * plan->layers * plan->tokens;
-    const bool stream = bytes >= (plan->stream_bytes ? plan->stream_bytes : kStreamBytes);
-    int64_t threads = bytes / kThreadBytes < plan->threads ? bytes / kThreadBytes : plan->threads;
-    threads = std::max<int64_t>(1, std::min(threads, plan->tokens));
-    std::vector<Copy> copies;
-    copies.reserve(static_cast<size_t>(threads));
-    const auto share = [&](int64_t i) { return plan->tokens / threads * i + plan->tokens % threads * i / threads; };
-    for (int64_t i = 0; i < threads; ++i) copies.emplace_back(*plan, *kernels, stream, share(i), share(i + 1));
-    run_all(copies);
-    return KVL_OK;
+    const int64_t threads = std::min<int64_t>({plan->threads, written_bytes(*plan) / kThreadBytes, plan->tokens});
+    return convert_shares(*plan, 0, plan->tokens, std::max<int64_t>(threads, 1), streams(*plan));
 }
 
 }  // namespace
+
+int64_t written_bytes(const kvl_plan& plan) {
+    int64_t bytes = 0;
+    for (const kvl_plane* plane = plan.plane; plane < plan.plane + plan.planes; ++plane) {
+        int64_t row = plane->heads * type_bytes(plane->target_type);
+        for (int64_t i = 0; i < plane->dims; ++i) row *= plane->dim[i].size;
+        bytes += row;
+    }
+    return bytes * plan.layers * plan.tokens;
+}
+
+bool streams(const kvl_plan& plan) {
+    return written_bytes(plan) >= (plan.stream_bytes ? plan.stream_bytes : kStreamBytes);
+}
+
+int32_t convert_tokens(const kvl_plan& checked, int64_t first, int64_t last, bool stream) {
+    try {
+        return convert_shares(checked, first, last, 1, stream);
+    } catch (const std::bad_alloc&) {
+        return KVL_MEMORY;
+    }
+}
+
 }  // namespace kvl
 
 int32_t kvl_abi_version(void) { return KVL_ABI_VERSION; }
@@ -64,7 +104,7 @@ const char* kvl_message(int32_t code) {
         case KVL_NULL:
             return "a pointer is null";
         case KVL_SIZE:
-            return "a count or size is out of range";
+            return "a count, size, type or operation is out of range";
         case KVL_STRIDE:
             return "a stride or address is negative, no multiple of the item size, or too large";
         case KVL_TABLE:
@@ -73,6 +113,14 @@ const char* kvl_message(int32_t code) {
             return "no memory for the library's own tables";
         case KVL_UNSUPPORTED:
             return "this CPU lacks the kernels that were asked for";
+        case KVL_SPAN:
+            return "a plane reaches outside the described memory, or that isn't described in ascending order";
+        case KVL_TWICE:
+            return "the target's block table names a block twice";
+        case KVL_OVERLAP:
+            return "what is written overlaps what is read";
+        case KVL_SCALES:
+            return "scales that must be equal differ";
         default:
             return "unknown error";
     }

@@ -5,6 +5,9 @@
 #include <algorithm>
 #include <cstdlib>
 
+#include "pieces.h"
+#include "types.h"
+
 namespace kvl {
 namespace {
 
@@ -12,15 +15,32 @@ constexpr int64_t kAheadBytes = 8 << 10;  // memory is fetched so far ahead of t
 
 int64_t distance(uint64_t from, uint64_t to) { return static_cast<int64_t>(to - from); }
 
-// How many planes from `plane` on are visited together, as an axis of the nest: two that have the same strides, lie at
-// the same distance in every layer, and share blocks on one side, so that apart they would take each block twice.
-int64_t woven_planes(const kvl_plane* plane, const kvl_plane* end, int64_t layers) {
-    if (plane + 1 >= end) return 1;
-    const kvl_plane &a = plane[0], &b = plane[1];
+bool is_copied(const kvl_plane& plane) { return !plane.once && (plane.op == KVL_COPY || plane.op == KVL_COPY_EQUAL); }
+
+int64_t row_bytes(const kvl_plane& plane) {
+    int64_t bytes = type_bytes(plane.source_type);
+    for (int64_t i = 0; i < plane.dims; ++i) bytes *= plane.dim[i].size;
+    return bytes;
+}
+
+// Whether two planes differ in nothing but their bases.
+bool alike(const kvl_plane& a, const kvl_plane& b) {
     const auto same = [](const kvl_side& x, const kvl_side& y) {
-        return x.block == y.block && x.head == y.head && x.token == y.token && x.dim == y.dim;
+        return x.block == y.block && x.head == y.head && x.token == y.token && x.tile_tokens == y.tile_tokens &&
+               x.tile == y.tile;
     };
-    if (a.width != b.width || !same(a.source, b.source) || !same(a.target, b.target)) return 1;
+    if (type_bytes(a.source_type) != type_bytes(b.source_type) || a.heads != b.heads || a.dims != b.dims) return false;
+    for (int64_t i = 0; i < a.dims; ++i)
+        if (a.dim[i].size != b.dim[i].size || a.dim[i].source != b.dim[i].source || a.dim[i].target != b.dim[i].target)
+            return false;
+    return same(a.source, b.source) && same(a.target, b.target);
+}
+
+// How many planes from `plane` on are visited together, as an axis of the nest: two that are alike, lie at the same
+// distance in every layer, and share blocks on one side, so that apart they would take each block twice.
+int64_t woven_planes(const kvl_plane* plane, const kvl_plane* end, int64_t layers) {
+    if (plane + 1 >= end || !is_copied(plane[1]) || !alike(plane[0], plane[1])) return 1;
+    const kvl_plane &a = plane[0], &b = plane[1];
     const auto step = [&](const kvl_side kvl_plane::* side, int64_t layer) {
         return distance((a.*side).base[layer], (b.*side).base[layer]);
     };
@@ -33,35 +53,76 @@ int64_t woven_planes(const kvl_plane* plane, const kvl_plane* end, int64_t layer
 }  // namespace
 
 Copy::Copy(const kvl_plan& plan, const Kernels& kernels, bool stream, int64_t first, int64_t last)
-    : plan_(plan), kernels_(kernels), stream_(stream), runs_(find_runs(plan, first, last)) {
-    // Heads that lie outside tokens are visited one by one, all runs of a source block at a time.
-    const kvl_side& side = plan.plane[0].source;
-    by_head_ = plan.heads > 1 && side.head > side.token;
-    for (size_t i = 0; i < runs_.size(); ++i)
-        if (i == 0 || !by_head_ || runs_[i].source_block != runs_[i - 1].source_block) groups_.push_back(i);
+    : plan_(plan), kernels_(kernels), stream_(stream) {
     const kvl_plane* end = plan.plane + plan.planes;
-    for (const kvl_plane* plane = plan.plane; plane < end; plane += parts_.back().planes) {
-        parts_.push_back({plane, woven_planes(plane, end, plan.layers), {}, {}});
-        fill(&parts_.back(), kernels, stream);
+    for (const kvl_plane* plane = plan.plane; plane < end; ++plane) {
+        if (!is_copied(*plane)) continue;
+        parts_.push_back({plane, woven_planes(plane, end, plan.layers), {}, {}, {}});
+        plane += parts_.back().planes - 1;
     }
-    const int64_t tokens = (last - first) / static_cast<int64_t>(runs_.size());  // of an average run
-    const int64_t bytes = tokens * plan.plane[0].width * plan.itemsize * (by_head_ ? 1 : plan.heads);
+    if (parts_.empty()) return;
+    // Heads that lie outside tokens are visited one by one, all runs of a source block at a time.
+    const kvl_plane& plane = *parts_[0].plane;
+    by_head_ = plane.heads > 1 && plane.source.head > plane.source.token && plane.source.head > plane.source.tile;
+    const std::vector<Run> runs = find_runs(plan, first, last);
+    for (Part& part : parts_) fill(&part, runs);
+    const int64_t tokens = (last - first) / static_cast<int64_t>(runs.size());  // of an average run
+    const int64_t bytes = tokens * row_bytes(plane) * (by_head_ ? 1 : plane.heads);
     ahead_ = static_cast<int>(std::min<int64_t>(kMostAhead, kAheadBytes / bytes + 1));
 }
 
+void Copy::fill(Part* part, const std::vector<Run>& runs) {
+    const kvl_plane &plane = *part->plane, &other = part->plane[part->planes - 1];
+    Axis axes[Nest::kAxes] = {{part->planes, distance(plane.source.base[0], other.source.base[0]),
+                               distance(plane.target.base[0], other.target.base[0])},
+                              {by_head_ ? 1 : plane.heads, plane.source.head, plane.target.head}};
+    Axis* const tokens = axes + 2;
+    Axis* const dims = tokens + Piece::kAxes;
+    for (int64_t i = 0; i < plane.dims; ++i) dims[i] = {plane.dim[i].size, plane.dim[i].source, plane.dim[i].target};
+    const int count = static_cast<int>(dims + plane.dims - axes);
+    // Pieces of one form share a nest. There are few forms, and mostly a piece has that of the one before it.
+    std::vector<Piece> forms;
+    const auto same_form = [](const Piece& a, const Piece& b) {
+        return std::equal(a.axis, a.axis + Piece::kAxes, b.axis, [](const Axis& x, const Axis& y) {
+            return x.size == y.size && x.source == y.source && x.target == y.target;
+        });
+    };
+    part->places.reserve(runs.size());
+    for (size_t i = 0; i < runs.size(); ++i) {
+        if (i == 0 || !by_head_ || runs[i].source_block != runs[i - 1].source_block)
+            part->groups.push_back(part->places.size());
+        Pieces pieces(runs[i], plane.source, plane.target);
+        for (Piece piece; pieces.next(&piece);) {
+            const auto known =
+                std::find_if(forms.rbegin(), forms.rend(), [&](const Piece& form) { return same_form(form, piece); });
+            size_t nest = static_cast<size_t>(forms.rend() - known) - 1;
+            if (known == forms.rend()) {
+                nest = forms.size();
+                forms.push_back(piece);
+                std::copy(piece.axis, piece.axis + Piece::kAxes, tokens);
+                part->nests.emplace_back(axes, count, type_bytes(plane.source_type), kernels_, stream_);
+            }
+            part->places.push_back({piece.source, piece.target, nest});
+        }
+    }
+    part->groups.push_back(part->places.size());
+}
+
 void Copy::run() {
+    if (parts_.empty()) return;
     // Four loops over groups of runs, parts, layers and heads, the one with the source's widest step outermost.
     enum { kGroup, kPart, kLayer, kHead, kLoops };
     struct Loop {
         int which;
         int64_t size, step;
     };
-    const kvl_side& side = plan_.plane[0].source;
+    const kvl_plane& plane = *parts_[0].plane;
+    const kvl_side& side = plane.source;
     const auto part = [&](size_t i) { return parts_[i].plane->source.base[0]; };
     Loop loops[kLoops] = {
         {kLayer, plan_.layers, plan_.layers > 1 ? std::llabs(distance(side.base[0], side.base[1])) : 0},
         {kPart, static_cast<int64_t>(parts_.size()), parts_.size() > 1 ? std::llabs(distance(part(0), part(1))) : 0},
-        {kGroup, static_cast<int64_t>(groups_.size()), side.block},
+        {kGroup, static_cast<int64_t>(parts_[0].groups.size()) - 1, side.block},
         {kHead, by_head_ ? plan_.heads : 1, side.head},
     };
     std::stable_sort(loops, loops + kLoops, [](const Loop& a, const Loop& b) { return a.step > b.step; });
@@ -76,38 +137,15 @@ void Copy::run() {
     if (stream_) kernels_.fence();
 }
 
-void Copy::fill(Part* part, const Kernels& kernels, bool stream) {
-    const kvl_plane& plane = *part->plane;
-    const kvl_side &s = plane.source, &t = plane.target;
-    const bool woven = part->planes > 1;
-    const kvl_plane& other = part->plane[woven ? 1 : 0];
-    const int64_t heads = by_head_ ? 1 : plan_.heads;
-    part->nest.reserve(runs_.size());
-    int64_t tokens = 0;
-    for (const Run& run : runs_) {
-        if (run.tokens != tokens) {
-            tokens = run.tokens;
-            const Axis axes[] = {
-                {part->planes, distance(s.base[0], other.source.base[0]), distance(t.base[0], other.target.base[0])},
-                {heads, s.head, t.head},
-                {tokens, s.token, t.token},
-                {plane.width, s.dim, t.dim}};
-            part->nests.emplace_back(axes, plan_.itemsize, kernels, stream);
-        }
-        part->nest.push_back(part->nests.size() - 1);
-    }
-}
-
 void Copy::visit(const Part& part, size_t group, int64_t layer, int64_t head) {
+    if (head >= part.plane->heads) return;  // a plane without heads beside one with
     const kvl_side &s = part.plane->source, &t = part.plane->target;
     const uint64_t source = s.base[layer] + static_cast<uint64_t>(head * s.head);
     const uint64_t target = t.base[layer] + static_cast<uint64_t>(head * t.head);
-    const size_t end = group + 1 < groups_.size() ? groups_[group + 1] : runs_.size();
-    for (size_t i = groups_[group]; i < end; ++i) {
-        const Run& run = runs_[i];
-        push({&part.nests[part.nest[i]],
-              target + static_cast<uint64_t>(run.target_block * t.block + run.target_token * t.token),
-              source + static_cast<uint64_t>(run.source_block * s.block + run.source_token * s.token)});
+    for (size_t i = part.groups[group]; i < part.groups[group + 1]; ++i) {
+        const Place& place = part.places[i];
+        push({&part.nests[place.nest], target + static_cast<uint64_t>(place.target),
+              source + static_cast<uint64_t>(place.source)});
     }
 }
 

@@ -24,23 +24,24 @@ void rows(char* dst, const char* src, const Axis* loops, int64_t bytes, int64_t 
             }
 }
 
-template <typename T>
+template <int64_t kUnit>
 void transpose(char* dst, int64_t dst_stride, const char* src, int64_t src_stride, int64_t rows, int64_t cols, int64_t,
                bool) {
-    constexpr int64_t kTile = 64 / sizeof(T);  // a tile's lines on both sides stay in the first-level cache
+    constexpr int64_t kTile = 64 / kUnit;  // a tile's lines on both sides stay in the first-level cache
     for (int64_t r0 = 0; r0 < rows; r0 += kTile) {
         const int64_t r1 = r0 + kTile < rows ? r0 + kTile : rows;
         for (int64_t c = 0; c < cols; ++c) {
-            T* out = reinterpret_cast<T*>(dst + c * dst_stride);
-            const char* in = src + c * static_cast<int64_t>(sizeof(T));
-            for (int64_t r = r0; r < r1; ++r) out[r] = *reinterpret_cast<const T*>(in + r * src_stride);
+            char* out = dst + c * dst_stride;
+            const char* in = src + c * kUnit;
+            for (int64_t r = r0; r < r1; ++r) std::memcpy(out + r * kUnit, in + r * src_stride, kUnit);
         }
     }
 }
 
 }  // namespace
 
-const Kernels kPortable = {"portable", rows, rows, transpose<uint16_t>, transpose<uint32_t>, [] {}};
+const Kernels kPortable = {
+    "portable", rows, rows, {transpose<1>, transpose<2>, transpose<4>, transpose<8>, transpose<16>}, [] {}};
 
 const Kernels* find_kernels(int32_t which) {
 #if defined(__x86_64__)

@@ -11,25 +11,25 @@ struct Axis {
     int64_t size, source, target;
 };
 
+// Copies rows of `bytes` each, for all steps of three loops, slowest first. What lies `ahead` bytes from each row's
+// source is fetched into the cache: the same row of a piece that comes later.
+using Rows = void (*)(char* dst, const char* src, const Axis* loops, int64_t bytes, int64_t ahead);
+
+// Moves unit [r, c] from src + r * src_stride + c * unit to dst + c * dst_stride + r * unit; rows and cols are counts.
+// If `stream`, whole lines of the target are written past the cache. `ahead` as above.
+using Transpose = void (*)(char* dst, int64_t dst_stride, const char* src, int64_t src_stride, int64_t rows,
+                           int64_t cols, int64_t ahead, bool stream);
+
 struct Kernels {
     const char* name;
-
-    // Copies rows of `bytes` each, for all steps of three loops, slowest first. What lies `ahead` bytes from each row's
-    // source is fetched into the cache: the same row of a run that comes later.
-    void (*rows)(char* dst, const char* src, const Axis* loops, int64_t bytes, int64_t ahead);
-    // The same for outputs larger than the cache: whole lines of the target are written past it.
-    void (*stream_rows)(char* dst, const char* src, const Axis* loops, int64_t bytes, int64_t ahead);
-
-    // Moves element [r, c] from src + r * src_stride + c * itemsize to dst + c * dst_stride + r * itemsize, for
-    // elements of 2 and of 4 bytes; rows and cols are counts. `stream` as above.
-    void (*transpose2)(char* dst, int64_t dst_stride, const char* src, int64_t src_stride, int64_t rows, int64_t cols,
-                       int64_t ahead, bool stream);
-    void (*transpose4)(char* dst, int64_t dst_stride, const char* src, int64_t src_stride, int64_t rows, int64_t cols,
-                       int64_t ahead, bool stream);
-
-    // Makes streamed lines visible to other threads; to be called once after the last of them.
-    void (*fence)();
+    Rows rows;
+    Rows stream_rows;        // for outputs larger than the cache: whole lines of the target are written past it
+    Transpose transpose[5];  // of units of 1, 2, 4, 8 and 16 bytes
+    void (*fence)();         // makes streamed lines visible to other threads; to be called once after the last of them
 };
+
+// Rows that don't fill a line, down to a single byte, on any CPU.
+void short_rows(char* dst, const char* src, const Axis* loops, int64_t bytes, int64_t ahead);
 
 extern const Kernels kPortable;
 #if defined(__x86_64__)

@@ -16,6 +16,10 @@ void fence() { _mm_sfence(); }
 KVL_TARGET_END
 
 namespace kvl {
-const Kernels kAvx2 = {"avx2", rows<V32>, stream_rows<V32>, transpose<V32, 2>, transpose<V32, 4>, fence};
+const Kernels kAvx2 = {"avx2",
+                       rows<V32>,
+                       stream_rows<V32>,
+                       {transpose<V32, 1>, transpose<V32, 2>, transpose<V32, 4>, transpose<V32, 8>, transpose<V32, 16>},
+                       fence};
 }  // namespace kvl
 #endif

@@ -26,12 +26,20 @@ struct V64 {
         const T low = _mm512_inserti32x4(_mm512_castsi128_si512(V16::load(p)), V16::load(p + step), 1);
         return _mm512_inserti32x4(_mm512_inserti32x4(low, V16::load(p + 2 * step), 2), V16::load(p + 3 * step), 3);
     }
-    static T lo16(T a, T b) { return _mm512_unpacklo_epi16(a, b); }
-    static T hi16(T a, T b) { return _mm512_unpackhi_epi16(a, b); }
-    static T lo32(T a, T b) { return _mm512_unpacklo_epi32(a, b); }
-    static T hi32(T a, T b) { return _mm512_unpackhi_epi32(a, b); }
-    static T lo64(T a, T b) { return _mm512_unpacklo_epi64(a, b); }
-    static T hi64(T a, T b) { return _mm512_unpackhi_epi64(a, b); }
+    template <int kUnit>
+    static T lo(T a, T b) {
+        if constexpr (kUnit == 1) return _mm512_unpacklo_epi8(a, b);
+        if constexpr (kUnit == 2) return _mm512_unpacklo_epi16(a, b);
+        if constexpr (kUnit == 4) return _mm512_unpacklo_epi32(a, b);
+        if constexpr (kUnit == 8) return _mm512_unpacklo_epi64(a, b);
+    }
+    template <int kUnit>
+    static T hi(T a, T b) {
+        if constexpr (kUnit == 1) return _mm512_unpackhi_epi8(a, b);
+        if constexpr (kUnit == 2) return _mm512_unpackhi_epi16(a, b);
+        if constexpr (kUnit == 4) return _mm512_unpackhi_epi32(a, b);
+        if constexpr (kUnit == 8) return _mm512_unpackhi_epi64(a, b);
+    }
 };
 
 void fence() { _mm_sfence(); }
@@ -40,6 +48,11 @@ void fence() { _mm_sfence(); }
 KVL_TARGET_END
 
 namespace kvl {
-const Kernels kAvx512 = {"avx512", rows<V64>, stream_rows<V64>, transpose<V64, 2>, transpose<V64, 4>, fence};
+const Kernels kAvx512 = {
+    "avx512",
+    rows<V64>,
+    stream_rows<V64>,
+    {transpose<V64, 1>, transpose<V64, 2>, transpose<V64, 4>, transpose<V64, 8>, transpose<V64, 16>},
+    fence};
 }  // namespace kvl
 #endif

@@ -1,8 +1,9 @@
 // The C ABI of kvlingua's kernels: plain C types only, no torch, no Python.
 //
-// One call copies a whole plan: all planes and layers of a run of tokens, from one memory layout to another. A plane is
-// described by base addresses and byte strides, so that a layout is numbers, never a name. The library owns nothing
-// and keeps nothing after a call; calls may run at the same time from several threads.
+// One call converts a whole plan: all planes and layers of a run of tokens, from one memory layout to another. A plane
+// is described by base addresses and byte strides, so that a layout is numbers, never a name. Everything a plan says is
+// checked against the memory it describes before anything is written. The library owns nothing and keeps nothing after
+// a call; calls may run at the same time from several threads.
 #ifndef KVLINGUA_H_
 #define KVLINGUA_H_
 
@@ -15,60 +16,98 @@
 #endif
 
 // Version of this header that the library was built with; a caller refuses any other than its own.
-#define KVL_ABI_VERSION 1
+#define KVL_ABI_VERSION 2
 KVL_API int32_t kvl_abi_version(void);
 
-// What a call returns; 0 is success, and then everything was copied. Otherwise nothing was written.
+// What a call returns; 0 is success, and then everything was converted. Otherwise nothing was written.
 enum {
     KVL_OK = 0,
     KVL_NULL = 1,         // a pointer is null
-    KVL_SIZE = 2,         // a count or size is out of range
-    KVL_STRIDE = 3,       // a stride is negative, no multiple of the item size, or leads out of the address space
+    KVL_SIZE = 2,         // a count, size, type or operation is out of range
+    KVL_STRIDE = 3,       // a stride or address is negative, no multiple of the item size, or out of the address space
     KVL_TABLE = 4,        // a block table is shorter than its tokens need, or names a block that doesn't exist
-    KVL_MEMORY = 5,       // no memory for the library's own small tables
+    KVL_MEMORY = 5,       // no memory for the library's own tables
     KVL_UNSUPPORTED = 6,  // this CPU lacks the kernels that were asked for
+    KVL_SPAN = 7,         // a plane reaches outside the described memory
+    KVL_TWICE = 8,        // the target's table names a block twice: later tokens would overwrite earlier ones
+    KVL_OVERLAP = 9,      // what is read and what is written overlap
+    KVL_SCALES = 10,      // scales that must be equal differ
 };
 // What a return code means, in one sentence. Never null.
 KVL_API const char* kvl_message(int32_t code);
 
 // Kernels to use: the best this CPU has (the normal case), or certain ones (for tests and measurements).
-enum { KVL_BEST = 0, KVL_PORTABLE = 1, KVL_AVX2 = 2, KVL_AVX512 = 3 };
+enum { KVL_BEST = 0, KVL_PORTABLE = 1, KVL_AVX2 = 2, KVL_AVX512 = 3, KVL_NEON = 4 };
 // Name of what KVL_BEST means on this CPU.
 KVL_API const char* kvl_kernels(void);
 
+// Types of elements. Bytes are moved whatever they mean, and never cast.
+enum { KVL_F32 = 1, KVL_F16 = 2, KVL_BF16 = 3, KVL_E4M3FN = 4, KVL_E4M3FNUZ = 5, KVL_E5M2 = 6, KVL_BYTE = 7 };
+
+// What happens to a plane's elements.
+enum {
+    KVL_COPY = 0,        // bits are copied; both types have the same size
+    KVL_COPY_EQUAL = 1,  // the same, once it is known that source_scale and target_scale are equal wherever they apply
+    KVL_CAST = 2,        // fp32(x) * source_scale * factor / target_scale, rounded to the target's type
+    KVL_QUANTISE = 3,    // cast with a scale per token and head that is computed from the numbers and written
+};
+
+// Addresses [begin, end) of memory.
+typedef struct kvl_span {
+    uint64_t begin, end;
+} kvl_span;
+
 // Where a sequence's tokens are on one side: token t of the plan is at position p = start + t, in block
-// table[p / page] at offset p % page.
-typedef struct kvl_tokens {
+// table[p / page] at offset p % page. A source may name a block more than once.
+typedef struct kvl_view {
     const int64_t* table;
     int64_t entries;  // length of table
     int64_t blocks;   // blocks that exist: entries are in [0, blocks)
     int64_t page;     // tokens per block
     int64_t start;
-} kvl_tokens;
+    const kvl_span* span;  // this side's whole memory, ascending, none overlapping the next
+    int64_t spans;
+} kvl_view;
 
-// One side of a plane: element [layer, block, head, token, dim] is at base[layer] plus index times stride (bytes).
-// Head 0 is the first head to be copied.
+// A loop: `size` steps of so many bytes on each side.
+typedef struct kvl_axis {
+    int64_t size, source, target;
+} kvl_axis;
+
+// One side of a plane: element [layer, block, head, token, dims...] is at base[layer] plus index times stride, in
+// bytes. Head 0 is the first head to be converted. Tokens may lie in tiles: token t of a block is at
+// (t / tile_tokens) * tile + (t % tile_tokens) * token; without tiles (tile_tokens 0) at t * token.
 typedef struct kvl_side {
-    const uint64_t* base;  // one address per layer, multiples of the item size
-    int64_t block, head, token, dim;
+    const uint64_t* base;  // one address per layer, multiples of the item size; null: a scale that isn't there
+    int64_t block, head, token, tile_tokens, tile;
 } kvl_side;
 
+// The scales' sides hold one float32 where a token and head have their numbers; their dims have size 1. A scale that is
+// common to several tokens, heads or blocks has stride 0 there. The target's scale is read, except by KVL_QUANTISE.
 typedef struct kvl_plane {
-    int64_t width;  // elements along dim
-    kvl_side source, target;
+    int32_t op, source_type, target_type;
+    int32_t once;      // 1: a block has one value, not each token, copied when a block is touched; values that meet in
+                       // one target block must be equal, else KVL_SCALES. For KVL_COPY and KVL_CAST.
+    float factor;      // of KVL_CAST
+    int32_t reserved;  // 0
+    int64_t heads;     // the plan's, or 1 for a plane without heads
+    int64_t dims;      // axes within a head's token: 1 to 4 of them in dim, in any order
+    kvl_axis dim[4];
+    kvl_side source, target, source_scale, target_scale;
 } kvl_plane;
 
-// The caller guarantees that everything the plan reaches is readable or writable memory, that source and target don't
-// overlap, and that no two elements of the target share an address.
+// Each plane's and layer's reach (all blocks, heads, a page's tokens, dims) lies inside one span of its side; the
+// source's scales in the source's memory, the target's in the target's. What is written overlaps nothing that is read.
+// The caller guarantees that the spans are readable or writable memory that nobody else writes, and that no two
+// elements of the target share an address.
 typedef struct kvl_plan {
-    int32_t itemsize;      // bytes per element: 2 or 4
-    int32_t threads;       // the most to use, from 1 to 1024
-    int32_t kernels;       // KVL_BEST
-    int32_t reserved;      // 0
-    int64_t stream_bytes;  // copies of at least this size bypass the cache when they write; 0: the library's choice
+    int32_t threads;  // the most to use, from 1 to 1024
+    int32_t kernels;  // KVL_BEST
+    int64_t
+        stream_bytes;  // conversions of at least this size bypass the cache when they write; 0: the library's choice
     int64_t tokens, heads, layers, planes;
     const kvl_plane* plane;
-    kvl_tokens source, target;
+    kvl_view source, target;
 } kvl_plan;
 
 KVL_API int32_t kvl_convert(const kvl_plan* plan);

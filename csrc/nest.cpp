@@ -4,86 +4,72 @@
 #include <cstdlib>
 
 namespace kvl {
-namespace {
 
-// Rows of one element: neither side is contiguous where the other is.
-template <typename T>
-void copy_elements(char* target, const char* source, const Axis* loops) {
-    const Axis &w = loops[0], &x = loops[1], &y = loops[2], &z = loops[3];
-    for (int64_t h = 0; h < w.size; ++h)
-        for (int64_t i = 0; i < x.size; ++i)
-            for (int64_t j = 0; j < y.size; ++j) {
-                char* to = target + h * w.target + i * x.target + j * y.target;
-                const char* from = source + h * w.source + i * x.source + j * y.source;
-                for (int64_t k = 0; k < z.size; ++k, to += z.target, from += z.source)
-                    *reinterpret_cast<T*>(to) = *reinterpret_cast<const T*>(from);
-            }
-}
-
-}  // namespace
-
-Nest::Nest(const Axis (&axes)[kAxes], int64_t itemsize, const Kernels& kernels, bool stream)
-    : kernels_(&kernels), stream_(stream), itemsize_(itemsize) {
+Nest::Nest(const Axis* axes, int count, int64_t itemsize, const Kernels& kernels, bool stream)
+    : kernels_(&kernels), stream_(stream), unit_(itemsize) {
     // Sorted by insertion: the source's slowest axis first, and among equals the target's.
     const auto slower = [](const Axis& a, const Axis& b) {
         const int64_t one = std::llabs(a.source), other = std::llabs(b.source);
         return one != other ? one > other : std::llabs(a.target) > std::llabs(b.target);
     };
-    Axis loop[kAxes];
+    Axis sorted[kAxes];
     int depth = 0;
-    for (const Axis& axis : axes) {
-        if (axis.size == 1) continue;
+    for (const Axis* axis = axes; axis < axes + count; ++axis) {
+        if (axis->size == 1) continue;
         int i = depth++;
-        for (; i > 0 && slower(axis, loop[i - 1]); --i) loop[i] = loop[i - 1];
-        loop[i] = axis;
+        for (; i > 0 && slower(*axis, sorted[i - 1]); --i) sorted[i] = sorted[i - 1];
+        sorted[i] = *axis;
     }
-    int kept = 0;
     for (int i = 0; i < depth; ++i) {
-        const Axis& next = loop[i];
-        if (kept && loop[kept - 1].source == next.size * next.source &&
-            loop[kept - 1].target == next.size * next.target)
-            loop[kept - 1] = {loop[kept - 1].size * next.size, next.source, next.target};
+        const Axis& next = sorted[i];
+        Axis& last = loops_[depth_ - (depth_ > 0)];
+        if (depth_ && last.source == next.size * next.source && last.target == next.size * next.target)
+            last = {last.size * next.size, next.source, next.target};
         else
-            loop[kept++] = next;
+            loops_[depth_++] = next;
     }
-    depth = kept;
-
-    // The fastest axis of the source is contiguous there, or nothing is.
-    row_bytes_ = itemsize;
-    if (depth && loop[depth - 1].source == itemsize) {
-        const int fastest = depth - 1;
-        if (loop[fastest].target == itemsize) {
-            row_bytes_ = loop[fastest].size * itemsize;
-            --depth;
-        } else {
-            const auto contiguous = [&](const Axis& axis) { return axis.target == itemsize; };
-            Axis* rows = std::find_if(loop, loop + fastest, contiguous);
-            if (rows != loop + fastest) {
-                transpose_ = true;
-                cols_ = loop[fastest];
-                rows_ = *rows;
-                std::move(rows + 1, loop + fastest, rows);
-                depth -= 2;
-            }
-        }
+    if (depth_ && loops_[depth_ - 1].source == itemsize && loops_[depth_ - 1].target == itemsize)
+        unit_ *= loops_[--depth_].size;
+    if (find_transposition()) return;
+    while (depth_ < 3) {
+        std::move_backward(loops_, loops_ + depth_, loops_ + depth_ + 1);
+        loops_[0] = {1, 0, 0};
+        ++depth_;
     }
-    for (int i = 0; i < depth; ++i) loops_[kAxes - depth + i] = loop[i];
+    depth_ -= 3;
+    rows_kernel_ = unit_ < 64 ? short_rows : stream_ ? kernels_->stream_rows : kernels_->rows;
 }
 
-void Nest::run(char* target, const char* source, int64_t ahead) const {
-    if (transpose_) {
-        // Two of the four axes are taken, so that the first two loops are single steps.
-        const auto kernel = itemsize_ == 2 ? kernels_->transpose2 : kernels_->transpose4;
-        const Axis &x = loops_[2], &y = loops_[3];
-        for (int64_t i = 0; i < x.size; ++i)
-            for (int64_t j = 0; j < y.size; ++j)
-                kernel(target + i * x.target + j * y.target, cols_.target, source + i * x.source + j * y.source,
-                       rows_.source, rows_.size, cols_.size, ahead, stream_);
-    } else if (row_bytes_ == itemsize_) {
-        (itemsize_ == 2 ? copy_elements<uint16_t> : copy_elements<uint32_t>)(target, source, loops_);
+// Takes two axes out of the loops if one follows the unit in the source and the other in the target, and there is a
+// kernel for such units.
+bool Nest::find_transposition() {
+    if (unit_ > 16 || unit_ & (unit_ - 1)) return false;
+    Axis* end = loops_ + depth_;
+    Axis* cols = std::find_if(loops_, end, [&](const Axis& axis) { return axis.source == unit_; });
+    Axis* rows = std::find_if(loops_, end, [&](const Axis& axis) { return axis.target == unit_; });
+    if (cols == end || rows == end || cols == rows) return false;
+    transpose_ = kernels_->transpose[__builtin_ctzll(static_cast<uint64_t>(unit_))];
+    cols_ = *cols;
+    rows_ = *rows;
+    const auto taken = [&](const Axis& axis) { return &axis == cols || &axis == rows; };
+    Axis* kept = loops_;
+    for (Axis* axis = loops_; axis < end; ++axis)
+        if (!taken(*axis)) *kept++ = *axis;
+    depth_ = static_cast<int>(kept - loops_);
+    return true;
+}
+
+void Nest::run(char* target, const char* source, int64_t ahead) const { loop(0, target, source, ahead); }
+
+void Nest::loop(int depth, char* target, const char* source, int64_t ahead) const {
+    if (depth < depth_) {
+        const Axis& axis = loops_[depth];
+        for (int64_t i = 0; i < axis.size; ++i)
+            loop(depth + 1, target + i * axis.target, source + i * axis.source, ahead);
+    } else if (transpose_) {
+        transpose_(target, cols_.target, source, rows_.source, rows_.size, cols_.size, ahead, stream_);
     } else {
-        // One axis is the row, so that the first loop is a single step.
-        (stream_ ? kernels_->stream_rows : kernels_->rows)(target, source, loops_ + 1, row_bytes_, ahead);
+        rows_kernel_(target, source, loops_ + depth_, unit_, ahead);
     }
 }
 

@@ -1,4 +1,4 @@
-// The loops over one run of tokens, put into an order that is good for memory.
+// The loops over one piece of tokens, put into an order that is good for memory.
 #ifndef KVLINGUA_NEST_H_
 #define KVLINGUA_NEST_H_
 
@@ -8,27 +8,30 @@
 
 namespace kvl {
 
-// A run is a block of elements, at most plane x head x token x dim. Its axes are sorted in the source's order and
-// joined where both sides allow it; what remains is a copy of rows, or a transposition, inside at most two loops.
+// A block of elements with any axes. They are sorted in the source's order and joined where both sides allow it; what
+// remains is a copy of rows, or a transposition of units that are contiguous on both sides, inside loops.
 class Nest {
   public:
-    static constexpr int kAxes = 4;
+    static constexpr int kAxes = 9;  // woven planes, heads, three of tokens, four of dims
 
-    Nest() = default;
-    Nest(const Axis (&axes)[kAxes], int64_t itemsize, const Kernels& kernels, bool stream);
+    Nest(const Axis* axes, int count, int64_t itemsize, const Kernels& kernels, bool stream);
 
-    // Copies one run. What lies `ahead` bytes from its source is fetched into the cache meanwhile.
+    // Copies one block. What lies `ahead` bytes from its source is fetched into the cache meanwhile.
     void run(char* target, const char* source, int64_t ahead) const;
 
   private:
-    const Kernels* kernels_ = nullptr;
-    bool stream_ = false;
-    bool transpose_ = false;
-    int64_t itemsize_ = 0;
-    int64_t row_bytes_ = 0;                                             // of a row copy
-    Axis loops_[kAxes] = {{1, 0, 0}, {1, 0, 0}, {1, 0, 0}, {1, 0, 0}};  // what is left, slowest first
-    Axis rows_{1, 0, 0};  // of a transposition: the axis that is contiguous in the target
-    Axis cols_{1, 0, 0};  // of a transposition: the axis that is contiguous in the source
+    bool find_transposition();
+    void loop(int depth, char* target, const char* source, int64_t ahead) const;
+
+    const Kernels* kernels_;
+    bool stream_;
+    int depth_ = 0;      // loops that are left to go through here
+    Axis loops_[kAxes];  // slowest first; behind those that are left, three for the rows
+    int64_t unit_;       // bytes that are contiguous on both sides
+    Rows rows_kernel_ = nullptr;
+    Transpose transpose_ = nullptr;  // if set, instead of rows
+    Axis rows_{1, 0, 0};             // of a transposition: the axis that follows the unit in the target
+    Axis cols_{1, 0, 0};             // of a transposition: the axis that follows the unit in the source
 };
 
 }  // namespace kvl

@@ -12,7 +12,7 @@ using kvl::Axis;
 // A vector type has kBytes and:
 //   load, store, stream      unaligned load and store, and a store past the cache (aligned)
 //   gather(p, step)          kBytes / 16 pieces of 16 bytes from p, p + step, ...
-//   lo16 ... hi64            interleave the lower or upper halves of each 16-byte lane, by elements of that many bits
+//   lo<n>, hi<n>             interleave the lower or upper halves of each 16-byte lane, by units of n bytes
 struct V16 {
     using T = __m128i;
     static constexpr int64_t kBytes = 16;
@@ -20,12 +20,20 @@ struct V16 {
     static void store(char* p, T v) { _mm_storeu_si128(reinterpret_cast<T*>(p), v); }
     static void stream(char* p, T v) { _mm_stream_si128(reinterpret_cast<T*>(p), v); }
     static T gather(const char* p, int64_t) { return load(p); }
-    static T lo16(T a, T b) { return _mm_unpacklo_epi16(a, b); }
-    static T hi16(T a, T b) { return _mm_unpackhi_epi16(a, b); }
-    static T lo32(T a, T b) { return _mm_unpacklo_epi32(a, b); }
-    static T hi32(T a, T b) { return _mm_unpackhi_epi32(a, b); }
-    static T lo64(T a, T b) { return _mm_unpacklo_epi64(a, b); }
-    static T hi64(T a, T b) { return _mm_unpackhi_epi64(a, b); }
+    template <int kUnit>
+    static T lo(T a, T b) {
+        if constexpr (kUnit == 1) return _mm_unpacklo_epi8(a, b);
+        if constexpr (kUnit == 2) return _mm_unpacklo_epi16(a, b);
+        if constexpr (kUnit == 4) return _mm_unpacklo_epi32(a, b);
+        if constexpr (kUnit == 8) return _mm_unpacklo_epi64(a, b);
+    }
+    template <int kUnit>
+    static T hi(T a, T b) {
+        if constexpr (kUnit == 1) return _mm_unpackhi_epi8(a, b);
+        if constexpr (kUnit == 2) return _mm_unpackhi_epi16(a, b);
+        if constexpr (kUnit == 4) return _mm_unpackhi_epi32(a, b);
+        if constexpr (kUnit == 8) return _mm_unpackhi_epi64(a, b);
+    }
 };
 
 struct V32 {
@@ -37,12 +45,20 @@ struct V32 {
     static T gather(const char* p, int64_t step) {
         return _mm256_inserti128_si256(_mm256_castsi128_si256(V16::load(p)), V16::load(p + step), 1);
     }
-    static T lo16(T a, T b) { return _mm256_unpacklo_epi16(a, b); }
-    static T hi16(T a, T b) { return _mm256_unpackhi_epi16(a, b); }
-    static T lo32(T a, T b) { return _mm256_unpacklo_epi32(a, b); }
-    static T hi32(T a, T b) { return _mm256_unpackhi_epi32(a, b); }
-    static T lo64(T a, T b) { return _mm256_unpacklo_epi64(a, b); }
-    static T hi64(T a, T b) { return _mm256_unpackhi_epi64(a, b); }
+    template <int kUnit>
+    static T lo(T a, T b) {
+        if constexpr (kUnit == 1) return _mm256_unpacklo_epi8(a, b);
+        if constexpr (kUnit == 2) return _mm256_unpacklo_epi16(a, b);
+        if constexpr (kUnit == 4) return _mm256_unpacklo_epi32(a, b);
+        if constexpr (kUnit == 8) return _mm256_unpacklo_epi64(a, b);
+    }
+    template <int kUnit>
+    static T hi(T a, T b) {
+        if constexpr (kUnit == 1) return _mm256_unpackhi_epi8(a, b);
+        if constexpr (kUnit == 2) return _mm256_unpackhi_epi16(a, b);
+        if constexpr (kUnit == 4) return _mm256_unpackhi_epi32(a, b);
+        if constexpr (kUnit == 8) return _mm256_unpackhi_epi64(a, b);
+    }
 };
 
 // An address beside the memory at hand: made of integers, since it may lie in another allocation.
@@ -58,89 +74,81 @@ inline void put(char* p, typename V::T v) {
         V::store(p, v);
 }
 
-// One tile: kBytes / itemsize rows and 16 / itemsize columns, transposed. Lane l of vector i takes row l * E + i, so
-// that transposing within each 16-byte lane leaves every column's rows in order across the lanes.
-template <class V, int kItem, bool kStream>
-inline void tile(char* dst, int64_t dst_stride, const char* src, int64_t src_stride) {
-    using T = typename V::T;
-    const int64_t step = src_stride * (16 / kItem);
-    if (kItem == 4) {
-        const T r0 = V::gather(src, step), r1 = V::gather(src + src_stride, step);
-        const T r2 = V::gather(src + 2 * src_stride, step), r3 = V::gather(src + 3 * src_stride, step);
-        const T a0 = V::lo32(r0, r1), a1 = V::hi32(r0, r1), a2 = V::lo32(r2, r3), a3 = V::hi32(r2, r3);
-        put<V, kStream>(dst, V::lo64(a0, a2));
-        put<V, kStream>(dst + dst_stride, V::hi64(a0, a2));
-        put<V, kStream>(dst + 2 * dst_stride, V::lo64(a1, a3));
-        put<V, kStream>(dst + 3 * dst_stride, V::hi64(a1, a3));
-    } else {
-        const T r0 = V::gather(src, step), r1 = V::gather(src + src_stride, step);
-        const T r2 = V::gather(src + 2 * src_stride, step), r3 = V::gather(src + 3 * src_stride, step);
-        const T r4 = V::gather(src + 4 * src_stride, step), r5 = V::gather(src + 5 * src_stride, step);
-        const T r6 = V::gather(src + 6 * src_stride, step), r7 = V::gather(src + 7 * src_stride, step);
-        const T a0 = V::lo16(r0, r1), a1 = V::hi16(r0, r1), a2 = V::lo16(r2, r3), a3 = V::hi16(r2, r3);
-        const T a4 = V::lo16(r4, r5), a5 = V::hi16(r4, r5), a6 = V::lo16(r6, r7), a7 = V::hi16(r6, r7);
-        const T b0 = V::lo32(a0, a2), b1 = V::hi32(a0, a2), b2 = V::lo32(a4, a6), b3 = V::hi32(a4, a6);
-        const T b4 = V::lo32(a1, a3), b5 = V::hi32(a1, a3), b6 = V::lo32(a5, a7), b7 = V::hi32(a5, a7);
-        put<V, kStream>(dst, V::lo64(b0, b2));
-        put<V, kStream>(dst + dst_stride, V::hi64(b0, b2));
-        put<V, kStream>(dst + 2 * dst_stride, V::lo64(b1, b3));
-        put<V, kStream>(dst + 3 * dst_stride, V::hi64(b1, b3));
-        put<V, kStream>(dst + 4 * dst_stride, V::lo64(b4, b6));
-        put<V, kStream>(dst + 5 * dst_stride, V::hi64(b4, b6));
-        put<V, kStream>(dst + 6 * dst_stride, V::lo64(b5, b7));
-        put<V, kStream>(dst + 7 * dst_stride, V::hi64(b5, b7));
+// Transposes E rows of E units within each 16-byte lane: log2(E) times the first half is interleaved with the second.
+template <class V, int kUnit, int kStep = kUnit>
+inline void transpose_lanes(typename V::T* r) {
+    if constexpr (kStep < 16) {
+        constexpr int kRows = 16 / kUnit;
+        typename V::T t[kRows];
+        for (int i = 0; i < kRows / 2; ++i) {
+            t[2 * i] = V::template lo<kUnit>(r[i], r[i + kRows / 2]);
+            t[2 * i + 1] = V::template hi<kUnit>(r[i], r[i + kRows / 2]);
+        }
+        for (int i = 0; i < kRows; ++i) r[i] = t[i];
+        transpose_lanes<V, kUnit, 2 * kStep>(r);
     }
 }
 
-template <int kItem>
+// One tile: kBytes / unit rows and E = 16 / unit columns, transposed. Lane l of vector i takes row l * E + i, so that
+// transposing within the lanes leaves every column's rows in order across them.
+template <class V, int kUnit, bool kStream>
+inline void tile(char* dst, int64_t dst_stride, const char* src, int64_t src_stride) {
+    constexpr int kRows = 16 / kUnit;
+    typename V::T r[kRows];
+    for (int i = 0; i < kRows; ++i) r[i] = V::gather(src + i * src_stride, src_stride * kRows);
+    transpose_lanes<V, kUnit>(r);
+    for (int i = 0; i < kRows; ++i) put<V, kStream>(dst + i * dst_stride, r[i]);
+}
+
+template <int kUnit>
 inline void transpose_scalar(char* dst, int64_t dst_stride, const char* src, int64_t src_stride, int64_t rows,
                              int64_t cols) {
     for (int64_t c = 0; c < cols; ++c)
         for (int64_t r = 0; r < rows; ++r)
-            __builtin_memcpy(dst + c * dst_stride + r * kItem, src + r * src_stride + c * kItem, kItem);
+            __builtin_memcpy(dst + c * dst_stride + r * kUnit, src + r * src_stride + c * kUnit, kUnit);
 }
 
 // Wide tiles first, then what is left of the rows in narrower ones.
-template <class Wide, int kItem, bool kStream>
+template <class Wide, int kUnit, bool kStream>
 inline void transpose_tiles(char* dst, int64_t dst_stride, const char* src, int64_t src_stride, int64_t rows,
                             int64_t cols, int64_t ahead) {
-    constexpr int64_t kCols = 16 / kItem, kWide = Wide::kBytes / kItem;
+    constexpr int64_t kCols = 16 / kUnit, kWide = Wide::kBytes / kUnit;
     int64_t c = 0;
     for (; c + kCols <= cols; c += kCols) {
-        const char* in = src + c * kItem;
+        const char* in = src + c * kUnit;
         char* out = dst + c * dst_stride;
         int64_t r = 0;
         for (; r + kWide <= rows; r += kWide) {
-            if (c % (64 / kItem) == 0)
+            if (c % (64 / kUnit) == 0)
                 for (int64_t i = 0; i < kWide; ++i) _mm_prefetch(beside(in + (r + i) * src_stride, ahead), _MM_HINT_T0);
-            tile<Wide, kItem, kStream>(out + r * kItem, dst_stride, in + r * src_stride, src_stride);
+            tile<Wide, kUnit, kStream>(out + r * kUnit, dst_stride, in + r * src_stride, src_stride);
         }
-        if (Wide::kBytes > 32 && r + 32 / kItem <= rows) {
-            tile<V32, kItem, kStream>(out + r * kItem, dst_stride, in + r * src_stride, src_stride);
-            r += 32 / kItem;
+        if (Wide::kBytes > 32 && r + 32 / kUnit <= rows) {
+            tile<V32, kUnit, kStream>(out + r * kUnit, dst_stride, in + r * src_stride, src_stride);
+            r += 32 / kUnit;
         }
         if (r + kCols <= rows) {
-            tile<V16, kItem, kStream>(out + r * kItem, dst_stride, in + r * src_stride, src_stride);
+            tile<V16, kUnit, kStream>(out + r * kUnit, dst_stride, in + r * src_stride, src_stride);
             r += kCols;
         }
-        transpose_scalar<kItem>(out + r * kItem, dst_stride, in + r * src_stride, src_stride, rows - r, kCols);
+        transpose_scalar<kUnit>(out + r * kUnit, dst_stride, in + r * src_stride, src_stride, rows - r, kCols);
     }
-    transpose_scalar<kItem>(dst + c * dst_stride, dst_stride, src + c * kItem, src_stride, rows, cols - c);
+    transpose_scalar<kUnit>(dst + c * dst_stride, dst_stride, src + c * kUnit, src_stride, rows, cols - c);
 }
 
-template <class Wide, int kItem>
+template <class Wide, int kUnit>
 void transpose(char* dst, int64_t dst_stride, const char* src, int64_t src_stride, int64_t rows, int64_t cols,
                int64_t ahead, bool stream) {
     // Only whole lines are worth streaming: rows of the target that fill them, or that follow each other without a gap.
     // A streaming store wants an address that is a multiple of its vector's size.
-    const int64_t bytes = rows * kItem;
+    const int64_t bytes = rows * kUnit;
     const int64_t odd = reinterpret_cast<intptr_t>(dst) | dst_stride | bytes;
     if (stream && odd % 64 == 0)
-        transpose_tiles<Wide, kItem, true>(dst, dst_stride, src, src_stride, rows, cols, ahead);
+        transpose_tiles<Wide, kUnit, true>(dst, dst_stride, src, src_stride, rows, cols, ahead);
     else if (stream && odd % 32 == 0 && dst_stride == bytes)
-        transpose_tiles<V32, kItem, true>(dst, dst_stride, src, src_stride, rows, cols, ahead);
+        transpose_tiles<V32, kUnit, true>(dst, dst_stride, src, src_stride, rows, cols, ahead);
     else
-        transpose_tiles<Wide, kItem, false>(dst, dst_stride, src, src_stride, rows, cols, ahead);
+        transpose_tiles<Wide, kUnit, false>(dst, dst_stride, src, src_stride, rows, cols, ahead);
 }
 
 template <class V, bool kStream>
