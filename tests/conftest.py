@@ -1,6 +1,25 @@
 """For all tests: property tests have no deadline per example, because the machine may be busy with other work."""
 
+from pathlib import Path
+
+import pytest
 from hypothesis import HealthCheck, settings
+
+from kvlingua.layouts import native
 
 settings.register_profile("kvlingua", deadline=None, suppress_health_check=[HealthCheck.too_slow])
 settings.load_profile("kvlingua")
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--native-library", type=Path, help="test this build of the native library (make check-native)")
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    path: Path | None = config.getoption("--native-library")
+    if path is not None:
+        native.library_path = lambda: path
+
+
+def pytest_report_header(config: pytest.Config) -> str:
+    return f"{native.describe()} ({native.library_path()})"

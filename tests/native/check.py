@@ -1,0 +1,182 @@
+"""Proof of the native library, as `make check-native`, `make fuzz` and `make check-arm` run it.
+
+python -m tests.native.check native [--runs N]      strict builds, sanitized build, its tests, fuzzing
+python -m tests.native.check fuzz --seconds N       fuzzing alone
+python -m tests.native.check arm                    the library for aarch64, under emulation
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import shutil
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+from tests.native.builds import CLONE, FOLDER, Compiler, NoTool, build, compilers, library
+
+TESTS = ["tests/layouts", "tests/native", *sorted(map(str, Path("tests/common").glob("test_bulk*.py")))]
+ARM = "aarch64-linux-gnu"
+REPORT = "report"  # of a sanitizer: a file for each process that it ended
+
+
+def say(what: str) -> None:
+    print(f"== {what}", flush=True)
+
+
+def strict() -> None:
+    """All warnings are errors, with every compiler there is."""
+    for compiler in compilers():
+        say(f"{compiler.command}: release build, every warning an error")
+        folder = build(f"strict-{compiler.command}", compiler.command)
+        run_fuzz(folder, "--runs", "2000")
+
+
+def sanitized() -> tuple[Path, Compiler]:
+    """The folder of the sanitized build, and the compiler whose sanitizers they are."""
+    found = compilers()
+    if not found:
+        raise NoTool("there is no C++ compiler: install g++, or clang with its compiler-rt")
+    for compiler in found:
+        if compiler.runtime():
+            say(f"{compiler.command}: build with AddressSanitizer and UndefinedBehaviorSanitizer")
+            options = ["-DSANITIZE=ON", "-DCMAKE_BUILD_TYPE=RelWithDebInfo"]
+            return build(f"sanitized-{compiler.command}", compiler.command, *options), compiler
+    raise NoTool(
+        f"{' and '.join(compiler.command for compiler in found)} lack the library of AddressSanitizer:"
+        " install libasan (Debian's g++ brings it) or clang's compiler-rt"
+    )
+
+
+def environment(folder: Path) -> dict[str, str]:
+    """Sanitizers stop at the first report, and write it to a file: standard error belongs to pytest."""
+    options = f"log_path={folder / REPORT}:halt_on_error=1:abort_on_error=1:print_stacktrace=1"
+    # Python and torch never free all they took. A size that can't be had comes back as no memory, as it does in life.
+    asan = f"{options}:detect_leaks=0:allocator_may_return_null=1"
+    return {**os.environ, "ASAN_OPTIONS": asan, "UBSAN_OPTIONS": options, "OMP_NUM_THREADS": "1"}
+
+
+def reports(folder: Path) -> list[Path]:
+    return sorted(folder.glob(f"{REPORT}.*"))
+
+
+def run(command: list[str], folder: Path, **variables: str) -> int:
+    """Run under the sanitizers' settings; reports are shown, and count as a failure whatever the exit status is."""
+    for old in reports(folder):
+        old.unlink()
+    status = subprocess.run(command, env={**environment(folder), **variables}, cwd=CLONE).returncode
+    for report in reports(folder):
+        print(report.read_text("utf-8", "replace"), file=sys.stderr)
+    return status or (1 if reports(folder) else 0)
+
+
+def alive(folder: Path) -> None:
+    """The sanitizers are really there: each notices what it is for, and only the tool's own mistake."""
+    for mistake, words in (("heap", "heap-buffer-overflow"), ("shift", "shift exponent")):
+        for old in reports(folder):
+            old.unlink()
+        done = subprocess.run([folder / "overflow", mistake], env=environment(folder), capture_output=True, text=True)
+        report = "".join(path.read_text("utf-8", "replace") for path in reports(folder))
+        if done.returncode == 0 or words not in report:
+            sys.exit(
+                f"check-native: the sanitizer is not alive: `overflow {mistake}` gave {done.returncode}, {report!r}"
+            )
+    say("a heap overflow and a bad shift, made on purpose, are caught")
+
+
+def run_fuzz(folder: Path, *options: str) -> None:
+    if run([str(folder / "fuzz_convert"), *options], folder):
+        sys.exit(f"fuzz: failed in {folder}; the input is in {CLONE / 'fuzz-failure.bin'}")
+
+
+def check_native(runs: int) -> None:
+    strict()
+    folder, compiler = sanitized()
+    alive(folder)
+    say(f"fuzzing, {runs} plans")
+    run_fuzz(folder, "--runs", str(runs))
+    say("the tests of the native library, under the sanitizers")
+    # The C++ library comes with it, so that the sanitizer finds what it wraps of exceptions.
+    preload = f"{compiler.runtime()} {compiler.asks('-print-file-name=libstdc++.so.6')}"
+    pytest = [
+        sys.executable,
+        "-m",
+        "pytest",
+        "-q",
+        "--numprocesses",
+        "2",
+        "--dist",
+        "loadfile",
+        "-p",
+        "no:cacheprovider",
+    ]
+    status = run(
+        [*pytest, f"--native-library={library(folder)}", *TESTS], folder, LD_PRELOAD=preload, PYTHONMALLOC="malloc"
+    )
+    sys.exit(status)
+
+
+def check_fuzz(seconds: int) -> None:
+    clang = next((compiler for compiler in compilers() if compiler.clang and compiler.runtime()), None)
+    if clang is None:
+        folder, _ = sanitized()
+        seed = int(time.time())
+        say(f"fuzzing for {seconds} s with a driver of our own, seed {seed} (clang would bring libFuzzer)")
+        run_fuzz(folder, "--seconds", str(seconds), "--seed", str(seed))
+        return
+    options = ["-DSANITIZE=ON", "-DLIBFUZZER=ON", "-DCMAKE_BUILD_TYPE=RelWithDebInfo"]
+    folder = build(f"libfuzzer-{clang.command}", clang.command, *options)
+    corpus = folder / "corpus"
+    corpus.mkdir(exist_ok=True)
+    say(f"fuzzing for {seconds} s with {clang.command}'s libFuzzer")
+    run_fuzz(
+        folder,
+        f"-max_total_time={seconds}",
+        "-max_len=600",
+        "-print_final_stats=1",
+        f"-artifact_prefix={folder}/",
+        str(corpus),
+    )
+
+
+def check_arm() -> None:
+    compiler, emulator = f"{ARM}-g++", "qemu-aarch64"
+    missing = [tool for tool in (compiler, emulator) if shutil.which(tool) is None]
+    if missing:
+        print(
+            f"check-arm: skipped, nothing was run: {' and '.join(missing)} not found"
+            f" (on Debian: apt-get install g++-{ARM} qemu-user)"
+        )
+        return
+    say(f"{compiler}: build for aarch64, every warning an error")
+    options = ["-DCMAKE_SYSTEM_NAME=Linux", "-DCMAKE_SYSTEM_PROCESSOR=aarch64"]
+    folder = build("arm", compiler, *options)
+    say("the kernels against plain loops, emulated (this says nothing about speed)")
+    command = [emulator, "-L", f"/usr/{ARM}", str(folder / "fuzz_convert"), "--runs", "20000"]
+    sys.exit(subprocess.run(command).returncode)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(prog="python -m tests.native.check")
+    parser.add_argument("what", choices=("native", "fuzz", "arm"))
+    parser.add_argument("--runs", type=int, default=50_000, help="plans to fuzz with (native)")
+    parser.add_argument("--seconds", type=int, default=600, help="how long to fuzz (fuzz)")
+    chosen = parser.parse_args()
+    FOLDER.mkdir(parents=True, exist_ok=True)
+    try:
+        if chosen.what == "native":
+            check_native(chosen.runs)
+        elif chosen.what == "fuzz":
+            check_fuzz(chosen.seconds)
+        else:
+            check_arm()
+    except NoTool as missing:
+        sys.exit(f"check-{chosen.what}: {missing}")
+    except subprocess.CalledProcessError as failed:
+        sys.exit(f"check-{chosen.what}: {failed}")
+
+
+if __name__ == "__main__":
+    main()
