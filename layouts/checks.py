@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections import Counter
 from itertools import pairwise
 
+from kvlingua.layouts.casts import Op
 from kvlingua.layouts.errors import LayoutError
 from kvlingua.layouts.memory import joined
 from kvlingua.layouts.plan import Plan
@@ -24,6 +25,27 @@ def check(plan: Plan) -> None:
             f"the target's block table names block {twice[0]} twice: later tokens would overwrite earlier ones"
         )
     _check_apart(plan.source.pool, plan.target.pool)
+
+
+def static_scales_differ(plane: str) -> LayoutError:
+    """The refusal of `Op.COPY_EQUAL`; `plane` holds the target's scales."""
+    return LayoutError(
+        f"the target's static scales ({plane}) differ from those that the numbers have: convert with"
+        " allow_lossy=True to have the numbers scaled anew"
+    )
+
+
+def values_differ(plane: str) -> LayoutError:
+    """The refusal of a plane with one value per block where several values meet in one block."""
+    return LayoutError(f"plane {plane} has one value per block, but the source's blocks that meet in one differ in it")
+
+
+def scales_error(plan: Plan) -> LayoutError:
+    """Which of the two it is where a backend only says that scales are to blame."""
+    for step in plan.recipe.conversions:
+        if step.op is Op.COPY_EQUAL and step.target_scale:
+            return static_scales_differ(step.target_scale.name)
+    return values_differ(", ".join(step.target.name for step in plan.recipe.conversions if step.once))
 
 
 def _check_table(name: str, view: View) -> None:

@@ -10,12 +10,13 @@ from pathlib import Path
 from typing import Literal, NamedTuple
 
 from kvlingua.layouts import plan as plans
-from kvlingua.layouts.checks import check
+from kvlingua.layouts.checks import check, scales_error
 from kvlingua.layouts.errors import LayoutError
 from kvlingua.layouts.plan import Plan
 from kvlingua.layouts.view import View
 
 ABI_VERSION = 2
+_SCALES = 10  # KVL_SCALES
 KERNELS = {"best": 0, "portable": 1, "avx2": 2, "avx512": 3, "neon": 4}
 """Kernels by name; all but `best` are for tests and measurements, and refused by a CPU that lacks them."""
 
@@ -148,6 +149,8 @@ def run(plan: Plan, threads: int = 1, *, kernels: Kernels = "best", stream_bytes
     code = library.kvl_convert(call(plan, threads, kernels=kernels, stream_bytes=stream_bytes))
     if code:
         check(plan)  # says which block or address it is, where it can
+        if code == _SCALES:
+            raise scales_error(plan)
         raise LayoutError(f"the native library refuses the copy: {library.kvl_message(code).decode()}")
 
 

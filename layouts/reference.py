@@ -11,8 +11,8 @@ import ctypes
 import torch
 
 from kvlingua.layouts.casts import Conversion, Op, conversions
+from kvlingua.layouts.checks import static_scales_differ, values_differ
 from kvlingua.layouts.dtypes import DTYPES
-from kvlingua.layouts.errors import LayoutError
 from kvlingua.layouts.geometry import Extent, Plane
 from kvlingua.layouts.refinement import digits_offset
 from kvlingua.layouts.rounding import BITS, rounded, values
@@ -49,10 +49,7 @@ def _convert(step: Conversion, source: View, target: View, layer: int, extent: E
         ours = _read(source, step.source_scale, layer, extent)
         theirs = _read(target, step.target_scale, layer, extent)
         if not torch.equal(ours, theirs):
-            raise LayoutError(
-                f"the static scales {step.target_scale.name} of the target differ from those that the numbers have:"
-                " convert with allow_lossy=True to have them scaled anew"
-            )
+            raise static_scales_differ(step.target_scale.name)
         bits = read
     elif step.op is Op.CAST:
         numbers = values(read, step.source.dtype)
@@ -95,7 +92,7 @@ def _check_agree(plane: Plane, places: torch.Tensor, bits: torch.Tensor) -> None
     one = torch.zeros(int(group.max()) + 1, dtype=bits.dtype)
     one[group] = bits
     if not torch.equal(one[group], bits):
-        raise LayoutError(f"plane {plane.name} has one value per block, but the source's blocks that meet there differ")
+        raise values_differ(plane.name)
 
 
 def _read(view: View, plane: Plane, layer: int, extent: Extent) -> torch.Tensor:

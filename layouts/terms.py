@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass
-from functools import cache
+from functools import lru_cache
 from typing import Literal
 
 from kvlingua.layouts.errors import LayoutError
@@ -44,7 +44,7 @@ class Term:
         return self.tile // itemsize if self.in_bytes else self.tile
 
 
-@cache
+@lru_cache(maxsize=1024)
 def term(text: str) -> Term:
     """The word `text` of a spec. Raises LayoutError if it isn't one."""
     found = _TERM.fullmatch(text)

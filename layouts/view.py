@@ -141,8 +141,15 @@ class View:
 def _int64(table: Any) -> array[int]:
     if isinstance(table, array) and table.typecode == "q":
         return table
-    numbers = table.tolist() if hasattr(table, "tolist") else table
     try:
-        return array("q", numbers)
+        if _holds_int64(table):
+            return array("q", memoryview(table.numpy() if hasattr(table, "numpy") else table).tobytes())
+        return array("q", table.tolist() if hasattr(table, "tolist") else list(table))
     except (TypeError, OverflowError) as error:
         raise LayoutError(f"a block table is a sequence of block numbers, this one isn't: {error}") from None
+
+
+def _holds_int64(table: Any) -> bool:
+    """Whether a torch or numpy array has the bytes of a table, which is a hundred times faster than going by lists."""
+    is_int64 = str(getattr(table, "dtype", "")).removeprefix("torch.") == "int64"
+    return is_int64 and table.ndim == 1 and str(getattr(table, "device", "cpu")) == "cpu"
