@@ -63,6 +63,8 @@ class Layout:
                 raise self._wrong(f"only layer and plane can be separate allocations, not {axis!r}")
         if len(set(self.separate)) != len(self.separate):
             raise self._wrong("an axis stands twice")
+        if "plane" in self.shared:
+            raise self._wrong("plane stands left of '|', or planes have regions in parentheses like (k: dim)")
         if not self.groups and "plane" not in self.separate:
             raise self._wrong("planes are separate allocations, or regions in parentheses like (k: dim), or both")
         if len({plane for plane, _ in self.groups}) != len(self.groups):

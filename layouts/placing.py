@@ -49,14 +49,14 @@ def _place(arrangement: Arrangement, plane: PlaneStrides, buffers: Sequence[Buff
         else [buffers[plane.buffer]]
     )
     for buffer in mine:
+        if buffer.pointer % plane.itemsize:
+            raise arrangement.wrong(
+                f"a buffer begins at {buffer.pointer:#x}, no multiple of the {plane.itemsize} bytes of a {plane.name}"
+            )
         if plane.span > buffer.nbytes:
             raise arrangement.wrong(
                 f"plane {plane.name} of {arrangement.blocks} blocks of {arrangement.page} tokens"
                 f" ({arrangement.extent}) reaches {plane.span} bytes into its buffer, which has {buffer.nbytes}"
-            )
-        if buffer.pointer % plane.itemsize:
-            raise arrangement.wrong(
-                f"a buffer begins at {buffer.pointer:#x}, no multiple of the {plane.itemsize} bytes of a {plane.name}"
             )
     if plane.buffers:
         bases = tuple(buffer.pointer + plane.offset for buffer in mine)

@@ -34,7 +34,7 @@ class Term:
             return elements
         tile = self.elements(itemsize)
         if elements % tile:
-            raise LayoutError(f"{self.text} needs a number of {self.axis}s that {tile} divides, not {elements}")
+            raise LayoutError(f"tiles of {tile} ({self.text}) don't divide {elements} {self.axis}s")
         return elements // tile if self.half == "/" else tile
 
     def elements(self, itemsize: int) -> int:
