@@ -112,4 +112,97 @@ typedef struct kvl_plan {
 
 KVL_API int32_t kvl_convert(const kvl_plan* plan);
 
+// Stored objects in bulk (docs/format/container.md says what they are): files are read, verified and converted, or made
+// and written, a batch in one call.
+
+// A checksum in an object's header, and what it is of: runs [run, run + runs) of the form, one after the other.
+typedef struct kvl_part {
+    int64_t place;  // of its 32 hexadecimal digits in the header
+    int64_t run, runs;
+} kvl_part;
+
+// The objects of one namespace and extent (docs/format/container.md). All are equal but for the fields.
+typedef struct kvl_form {
+    const char* header;  // with the digit 0 in all fields
+    int64_t header_bytes, object_bytes, chunk_tokens;
+    int64_t chain, first_token, header_checksum;  // where these fields begin in the header
+    const kvl_span* field;                        // all fields, ascending and disjoint
+    int64_t fields;
+    const kvl_span* run;  // bytes of the object
+    int64_t runs;
+    const kvl_part* part;  // loading: the parts that are needed; storing: all there are
+    int64_t parts;
+} kvl_form;
+
+// Lets a caller give up a load. All zero at first; must stay until the load has returned.
+typedef struct kvl_gate {
+    int32_t closed, writing;
+} kvl_gate;
+// After this the load writes nothing to any target any more. Waits for the conversions of objects that are being
+// written, which touch memory only.
+KVL_API void kvl_close_gate(kvl_gate* gate);
+
+enum {
+    KVL_DONE = 0,
+    KVL_UNTRIED = 1,      // the gate was closed before its turn came
+    KVL_SYSTEM = 2,       // opening, reading or writing failed: `error` is the errno
+    KVL_FOREIGN = 3,      // no regular file that only this user can write
+    KVL_OTHER_SIZE = 4,   // of another size, or it became shorter while it was read
+    KVL_OTHER = 5,        // its header is another object's
+    KVL_DAMAGED = 6,      // a checksum doesn't fit
+    KVL_UNCONVERTED = 7,  // intact, but the conversion refused it: `error` is a code of kvl_convert
+};
+
+typedef struct kvl_stored {
+    const char* name;   // of the file in the group's folder
+    const char* chain;  // 64 hexadecimal digits
+    int64_t block;      // in which entry of the plan's source table it stands
+    int32_t status, error;
+} kvl_stored;
+
+// Objects of one form and the plan by which they are converted. The plan's source has one block, of chunk_tokens, which
+// every entry of its table names; its addresses are those of an object that lies at the load's scratch memory.
+typedef struct kvl_group {
+    int32_t folder, reserved;  // a descriptor
+    const kvl_form* form;
+    const kvl_plan* plan;
+    kvl_stored* object;
+    int64_t objects;
+} kvl_group;
+
+typedef struct kvl_load {
+    int32_t threads, kernels;
+    char* scratch;  // a multiple of 64; room for one object, or for several threads that many
+    int64_t scratch_bytes;
+    kvl_gate* gate;
+    const kvl_group* group;
+    int64_t groups;
+} kvl_load;
+
+// Reads, verifies and converts each object. Fills in every status; once one isn't KVL_DONE the others are still
+// verified, but no longer converted. No byte of an object reaches a target unless all that is read of it is verified.
+// Anything else than KVL_OK: the arguments are wrong, and nothing was done.
+KVL_API int32_t kvl_load_objects(const kvl_load* load);
+
+typedef struct kvl_new {
+    const char* name;              // a file of ours in `folder`, of the object's size
+    const char* chain;             // 64 hexadecimal digits
+    char* memory;                  // the object: its data are there, its header is written here too
+    int64_t first_token, time_ns;  // the file gets this time of change
+    int32_t folder, status, error, reserved;
+} kvl_new;
+
+typedef struct kvl_store {
+    int32_t threads, kernels;
+    const kvl_form* form;
+    kvl_new* object;
+    int64_t objects;
+} kvl_store;
+
+// Makes each object's checksums and header, and writes it to its file. After one that fails no further ones are begun.
+KVL_API int32_t kvl_store_objects(const kvl_store* store);
+
+// The XXH3-128 (seed 0) of runs of `data`, one after the other, as 32 hexadecimal digits without an end.
+KVL_API int32_t kvl_checksum(int32_t kernels, const char* data, const kvl_span* run, int64_t runs, char* digits);
+
 #endif  // KVLINGUA_H_
