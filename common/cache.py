@@ -15,6 +15,7 @@ from kvlingua.common.running import EXIT_FLUSH_S, Running
 from kvlingua.common.slots import slot_bytes
 from kvlingua.common.stores.store import open_store
 from kvlingua.common.storing import StoreHandle
+from kvlingua.layouts.casts import conversions
 from kvlingua.layouts.geometry import Extent
 from kvlingua.layouts.view import View
 
@@ -80,28 +81,28 @@ class KVCache:
         if digests is None:
             digests = chain_digests(tokens, namespace.chunk_tokens, seed)
         running = self._in_this_process()
-        chain, likely = tuple(digests), running.likely.get(namespace.digest)
+        chain = tuple(digests)
         with Stopwatch("lookup", self._scheme):
             covers = running.lookups.call(
                 "lookup",
-                lambda: find(running.store, namespace, chain, extent, likely),
+                lambda: find(running.store, namespace, chain, extent),
                 self._config.lookup_timeout_s,
             )
         covers = covers[: self._fitting(running, namespace, covers)]
-        if covers and len(covers[0]) == 1:
-            running.likely[namespace.digest] = covers[0][0]
         running.counts.lookup(hit=bool(covers))
         return Hit(namespace, extent, chain[: len(covers)], len(covers) * namespace.chunk_tokens, covers)
 
-    def load(self, hit: Hit, into: View, start: int, stop: int) -> None:
+    def load(self, hit: Hit, into: View, start: int, stop: int, *, allow_lossy: bool = False) -> None:
         """Copy prompt positions [start, stop) of a hit to the view's tokens, which are as many. They may lie inside
         chunks.
 
+        The view may hold the numbers in another order of rotated dims, and in another dtype or with other scales: a
+        wider one, and only if the caller allows it (`allow_lossy`) one that can't hold them all exactly.
         Everything is read and verified in memory of our own first. If this raises, nothing was written: LoadError
         (an object is damaged, which is removed, or gone), StoreTimeout after `load_timeout_s`, StoreError, LayoutError.
         """
         with Stopwatch("load", self._scheme):
-            loading.load(self._in_this_process(), hit, into, start, stop)
+            loading.load(self._in_this_process(), hit, into, start, stop, allow_lossy)
 
     def store(
         self,
@@ -117,15 +118,15 @@ class KVCache:
     ) -> StoreHandle:
         """Store the whole chunks within prompt positions [start, stop) that the store doesn't have.
 
-        tokens: the prompt from position 0 on. source: as many tokens as [start, stop), copied before this returns.
-        extent: what is stored, the source's by default. What can't be queued is dropped and counted, and a store in
-        trouble only shows in the handle. Raises LayoutError, IdentityError, and UnsupportedError for an extent that
-        is no union of shards.
+        tokens: the prompt from position 0 on. source: as many tokens as [start, stop), copied before this returns. It
+        may hold them in another order of rotated dims, or in a dtype of which the namespace's holds every value: what
+        is stored is exact. extent: what is stored, the source's by default. What can't be queued is dropped and
+        counted, and a store in trouble only shows in the handle. Raises LayoutError, IdentityError, and
+        UnsupportedError for an extent that is no union of shards.
         """
         if source.tokens != stop - start or start < 0:
             raise LayoutError(f"positions [{start}, {stop}) don't fit a view of {source.tokens} tokens")
-        if source.pool.geometry != namespace.geometry:
-            raise LayoutError(f"the view is of {source.pool.geometry}, the namespace of {namespace.geometry}")
+        conversions(source.pool.geometry, namespace.geometry, frozenset(), allow_lossy=False)
         extent = source.pool.extent if extent is None else extent
         if not source.pool.extent.contains(extent):
             raise LayoutError(f"the view holds {source.pool.extent}, {extent} should be stored")

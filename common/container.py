@@ -6,60 +6,54 @@ nothing.
 """
 
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from dataclasses import dataclass, field
-from typing import TypeAlias
 
 import xxhash
 
 from kvlingua.common.errors import ContainerError, IdentityError, UnsupportedError
-from kvlingua.common.header import (
-    CHECKSUM_DIGITS,
-    FORMAT,
-    MAX_HEADER_BYTES,
-    POSITION_DIGITS,
-    HeaderTemplate,
-    header_length,
-)
+from kvlingua.common.header import FORMAT, MAX_HEADER_BYTES, POSITION_DIGITS, HeaderTemplate, header_length
 from kvlingua.common.identity import canonical_json
 from kvlingua.common.identity.chain import DIGEST_BYTES
 from kvlingua.common.identity.namespace import FORMAT_VERSION, Namespace
+from kvlingua.common.parts import Part, parts_of
 from kvlingua.layouts.geometry import Extent
 
 _RANGE = re.compile(r"(0|[1-9][0-9]{0,5})-([1-9][0-9]{0,5})")
 _METADATA = ("chain", "first_token", "format", "format_version", "header_checksum", "heads", "layers", "namespace")
 
 
-# A shard, and the runs of the data (first byte, end) in which it lies in one plane.
-_Part: TypeAlias = tuple[Extent, tuple[tuple[int, int], ...]]
-
-
 @dataclass(frozen=True)
 class Container:
     """The objects of one namespace and extent: all of one size, their headers differ in fixed places only.
 
-    `extent`: a union of whole shards of `namespace.grid`, else UnsupportedError. Tensors k and v are
-    `[head, layer, token, dim]`, dense, one after the other from byte `header_bytes` on: in memory, objects that lie
-    one after the other are a pool of layout `canonical` with a block stride of `object_bytes`.
+    `extent`: a union of whole shards of `namespace.grid`, else UnsupportedError. A tensor `[head, layer, token, dim]`
+    for each plane of `namespace.geometry`, dense, one after the other from byte `header_bytes` on: in memory, objects
+    that lie one after the other are a pool of layout `canonical` with a block stride of `object_bytes`.
     """
 
     namespace: Namespace
     extent: Extent
+    template: HeaderTemplate = field(init=False, repr=False, compare=False)
     header_bytes: int = field(init=False, repr=False)
     data_bytes: int = field(init=False, repr=False)
     object_bytes: int = field(init=False, repr=False)
-    _template: HeaderTemplate = field(init=False, repr=False, compare=False)
-    _parts: dict[str, list[_Part]] = field(init=False, repr=False, compare=False)
+    _parts: tuple[Part, ...] = field(init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
         self.namespace.grid.check_writer(self.extent)
         template = HeaderTemplate.of(self.namespace, self.extent)
-        data_bytes = self.namespace.geometry.token_bytes(self.extent) * self.namespace.chunk_tokens
-        object.__setattr__(self, "_template", template)
-        object.__setattr__(self, "_parts", _parts(self.namespace, self.extent))
+        parts = parts_of(self.namespace, self.extent, template.places)
+        data_bytes = max(stop for part in parts for _, stop in part.runs)
+        object.__setattr__(self, "template", template)
+        object.__setattr__(self, "_parts", parts)
         object.__setattr__(self, "header_bytes", len(template.data))
         object.__setattr__(self, "data_bytes", data_bytes)
         object.__setattr__(self, "object_bytes", len(template.data) + data_bytes)
+
+    def parts(self, needed: Extent) -> tuple[Part, ...]:
+        """Of every plane the shards that a reader of `needed` verifies: those that hold any of it."""
+        return tuple(part for part in self._parts if part.shard.intersect(needed))
 
     def write_header(self, into: memoryview, digest: bytes, chunk_index: int, data: memoryview) -> None:
         """Fill `into`, `header_bytes` long, for the object whose tensors are `data`, `data_bytes` long.
@@ -77,11 +71,13 @@ class Container:
         if len(digest) != DIGEST_BYTES or not 0 <= position < 10**POSITION_DIGITS:
             raise ContainerError("identity", f"a digest of {len(digest)} bytes for chunk {chunk_index}")
         data = data.cast("B")
-        fields = {"chain": digest.hex(), "first_token": f"{position:0{POSITION_DIGITS}d}"}
-        for plane, parts in self._parts.items():
-            checksums = (_checksum(data[start:stop] for start, stop in runs) for _, runs in parts)
-            fields[f"checksums_{plane}"] = "".join(checksums)
-        into.cast("B")[:] = self._template.filled(fields)
+        header = bytearray(self.template.data)
+        header[self.template.places["chain"]] = digest.hex().encode()
+        header[self.template.places["first_token"]] = b"%0*d" % (POSITION_DIGITS, position)
+        for part in self._parts:
+            header[part.place] = _checksum(data[start:stop] for start, stop in part.runs)
+        header[self.template.places["header_checksum"]] = self.template.checksum(memoryview(header))
+        into.cast("B")[:] = header
 
     def verify(self, obj: memoryview, digest: bytes, needed: Extent) -> None:
         """Raise ContainerError unless `obj` is the object of this namespace, extent and chain digest, undamaged.
@@ -94,52 +90,31 @@ class Container:
         if not self.extent.contains(needed):
             raise ContainerError("extent", f"{needed} is wanted of an object that holds {self.extent}")
         head = obj[: self.header_bytes]
-        if not self._template.matches(head):
+        if not self.template.matches(head):
             parse_header(head, obj.nbytes)  # names what is wrong with it, if it can't be read at all
             raise ContainerError("identity", "the object belongs to another namespace, or holds another extent")
-        chain = self._template.value(head, "chain")
+        chain = self.template.value(head, "chain")
         if chain != digest.hex().encode():
             raise ContainerError("identity", f"the object's chain digest is {chain!r}, not {digest.hex()}")
-        self._verify_header(head)
-        data, wanted = obj[self.header_bytes :], self.namespace.grid.aligned(needed)
-        for part in self.parts(head):
-            if wanted.contains(part.shard):
-                part.check(data[start:stop] for start, stop in part.runs)
+        self.verify_header(head)
+        data = obj[self.header_bytes :]
+        for part in self.parts(needed):
+            verify_part(part, head, (data[start:stop] for start, stop in part.runs))
 
-    def parts(self, head: memoryview) -> Iterator["StoredPart"]:
-        """The shards of every plane, with the checksums that a header of this container says they have."""
-        for plane, parts in self._parts.items():
-            stored = self._template.value(head, f"checksums_{plane}").decode("ascii", "replace")
-            for number, (shard, runs) in enumerate(parts):
-                checksum = stored[number * CHECKSUM_DIGITS : (number + 1) * CHECKSUM_DIGITS]
-                yield StoredPart(plane, shard, runs, checksum)
-
-    def _verify_header(self, head: memoryview) -> None:
-        self._position(head)
-        if self._template.value(head, "header_checksum") != self._template.checksum(head).encode():
-            raise ContainerError("checksum", "the header is damaged: its checksum doesn't fit")
-
-    def _position(self, head: memoryview) -> int:
-        """The chunk's first token, from a header that fits the template."""
-        digits = self._template.value(head, "first_token")
+    def verify_header(self, head: memoryview) -> int:
+        """The chunk's first token, from a header that fits the template. Raises ContainerError if it is damaged."""
+        digits = self.template.value(head, "first_token")
         if not digits.isdigit() or int(digits) % self.namespace.chunk_tokens:  # of bytes: the ten ASCII digits only
             raise ContainerError("header", f"{digits!r} is not where a chunk of {self.namespace.chunk_tokens} begins")
+        if self.template.value(head, "header_checksum") != self.template.checksum(head):
+            raise ContainerError("checksum", "the header is damaged: its checksum doesn't fit")
         return int(digits)
 
 
-@dataclass(frozen=True, slots=True)
-class StoredPart:
-    """One plane of one shard: the runs of the data in which it lies (first byte, end), and the checksum of them."""
-
-    plane: str
-    shard: Extent
-    runs: tuple[tuple[int, int], ...]
-    checksum: str
-
-    def check(self, data: Iterable[memoryview]) -> None:
-        """Raise ContainerError unless `data`, the bytes of the runs in any pieces, has the checksum."""
-        if _checksum(data) != self.checksum:
-            raise ContainerError("checksum", f"plane {self.plane} is damaged in {self.shard}: its checksum doesn't fit")
+def verify_part(part: Part, head: memoryview, data: Iterable[memoryview]) -> None:
+    """Raise ContainerError unless `data`, the bytes of a part's runs in any pieces, has the checksum in the header."""
+    if _checksum(data) != head[part.place]:
+        raise ContainerError("checksum", f"plane {part.plane} is damaged in {part.shard}: its checksum doesn't fit")
 
 
 @dataclass(frozen=True)
@@ -170,16 +145,16 @@ def parse_header(head: bytes | memoryview, size: int) -> ParsedHeader:
         raise ContainerError("namespace", f"the object's namespace can't be used: {error}") from None
     if container.object_bytes != size:
         raise ContainerError("size", f"{container.object_bytes} bytes follow from the header, the object has {size}")
-    if container.header_bytes != length or not container._template.matches(head):
+    if container.header_bytes != length or not container.template.matches(head):
         raise ContainerError("header", "the header is not the one that follows from what the object says it holds")
-    container._verify_header(head)
+    first_token = container.verify_header(head)
     try:
         chain = bytes.fromhex(metadata["chain"])
     except ValueError:
         chain = b""
     if len(chain) != DIGEST_BYTES or chain.hex() != metadata["chain"]:
         raise ContainerError("header", f"the chain digest is not {2 * DIGEST_BYTES} hexadecimal digits")
-    return ParsedHeader(container, chain, container._position(head))
+    return ParsedHeader(container, chain, first_token)
 
 
 def _metadata(text: memoryview) -> dict[str, str]:
@@ -207,32 +182,9 @@ def _extent(metadata: dict[str, str]) -> Extent:
     return Extent(*numbers)
 
 
-def _parts(namespace: Namespace, extent: Extent) -> dict[str, list[_Part]]:
-    """Per plane its shards, in the order of their checksums: heads slowest, layers fastest."""
-    parts: dict[str, list[_Part]] = {}
-    base = 0
-    for plane in namespace.geometry.planes:
-        layer = namespace.chunk_tokens * plane.width * namespace.geometry.itemsize
-        head = extent.layers * layer
-        shards = namespace.grid.shards(extent)
-        parts[plane.name] = [(shard, tuple(_runs(extent, shard, base, head, layer))) for shard in shards]
-        base += extent.heads * head
-    return parts
-
-
-def _runs(extent: Extent, shard: Extent, base: int, head: int, layer: int) -> Iterator[tuple[int, int]]:
-    """One run if the shard has all layers of the object, else one per head. `head`, `layer`: their bytes."""
-    if shard.layers == extent.layers:
-        yield base + (shard.head_start - extent.head_start) * head, base + (shard.head_stop - extent.head_start) * head
-        return
-    for number in range(shard.head_start - extent.head_start, shard.head_stop - extent.head_start):
-        start = base + number * head + (shard.layer_start - extent.layer_start) * layer
-        yield start, start + shard.layers * layer
-
-
-def _checksum(pieces: Iterable[memoryview]) -> str:
-    """xxh3-128 of the pieces, one after the other."""
+def _checksum(pieces: Iterable[memoryview]) -> bytes:
+    """xxh3-128 of the pieces, one after the other, in hexadecimal."""
     checksum = xxhash.xxh3_128()
     for piece in pieces:
         checksum.update(piece)
-    return checksum.hexdigest()
+    return checksum.hexdigest().encode()

@@ -1,22 +1,46 @@
 """The header of a stored object: it follows from what the object holds, but for a few fields of fixed width."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from math import prod
 
 import xxhash
 
 from kvlingua.common.errors import ContainerError, UnsupportedError
 from kvlingua.common.identity import canonical_json
 from kvlingua.common.identity.chain import DIGEST_BYTES
+from kvlingua.common.identity.extents import ShardGrid
 from kvlingua.common.identity.namespace import FORMAT_VERSION, Namespace
-from kvlingua.layouts.geometry import Extent
+from kvlingua.layouts.geometry import ITEMSIZE, Extent, Plane
 
 ALIGNMENT = 64
 MAX_HEADER_BYTES = 1 << 20
 CHECKSUM_DIGITS = 32  # hexadecimal, of an xxh3-128
 POSITION_DIGITS = 10  # decimal, of a token position
 FORMAT = "kvlingua"
-DTYPES = {"float32": "F32", "float16": "F16", "bfloat16": "BF16"}
+DTYPES = {  # as safetensors calls them
+    "float32": "F32",
+    "float16": "F16",
+    "bfloat16": "BF16",
+    "float8_e4m3fn": "F8_E4M3",
+    "float8_e4m3fnuz": "F8_E4M3FNUZ",
+    "float8_e5m2": "F8_E5M2",
+}
+
+
+def tensor_shape(plane: Plane, extent: Extent, chunk_tokens: int) -> tuple[int, int, int, int]:
+    """`[head, layer, token, dim]` of a plane's tensor: size 1 where one value is for all heads, or all tokens."""
+    heads = 1 if plane.per == "tensor" else extent.heads
+    return heads, extent.layers, chunk_tokens if plane.per == "token" else 1, plane.width
+
+
+def tensor_shards(plane: Plane, extent: Extent, grid: ShardGrid) -> list[Extent]:
+    """The parts of a plane's tensor that have a checksum each: the shards of `extent`, heads slowest.
+
+    Where one value is for all heads they are cut by layers only, so that every shard of those layers shares one.
+    """
+    whole = replace(grid, heads_per_shard=extent.heads)
+    return (whole if plane.per == "tensor" else grid).shards(extent)
 
 
 @dataclass(frozen=True)
@@ -34,12 +58,12 @@ class HeaderTemplate:
         """Of the objects that hold `extent`, a union of whole shards. UnsupportedError beyond the bound."""
         geometry, grid = namespace.geometry, namespace.grid
         shards = (extent.heads // grid.heads_per_shard) * -(-extent.layers // grid.layers_per_shard)
-        if (
-            shards * CHECKSUM_DIGITS * len(geometry.planes) > MAX_HEADER_BYTES // 2
-        ):  # before anything of that size is built
+        digits = shards * CHECKSUM_DIGITS * len(geometry.planes)
+        if digits > MAX_HEADER_BYTES // 2:  # before anything of that size is built
             raise UnsupportedError("shard_grid", f"{shards} shards in one object: use more layers per shard")
         widths = {"chain": 2 * DIGEST_BYTES, "first_token": POSITION_DIGITS, "header_checksum": CHECKSUM_DIGITS}
-        widths |= {f"checksums_{plane.name}": shards * CHECKSUM_DIGITS for plane in geometry.planes}
+        for plane in geometry.planes:
+            widths[f"checksums_{plane.name}"] = CHECKSUM_DIGITS * len(tensor_shards(plane, extent, grid))
         metadata = {name: "0" * width for name, width in widths.items()} | {
             "format": FORMAT,
             "format_version": str(FORMAT_VERSION),
@@ -51,9 +75,9 @@ class HeaderTemplate:
         header: dict[str, object] = {"__metadata__": metadata}
         offset = 0
         for plane in geometry.planes:
-            shape = [extent.heads, extent.layers, namespace.chunk_tokens, plane.width]
-            end = offset + extent.heads * extent.layers * namespace.chunk_tokens * plane.width * geometry.itemsize
-            header[plane.name] = {"dtype": DTYPES[geometry.dtype], "shape": shape, "data_offsets": [offset, end]}
+            shape = tensor_shape(plane, extent, namespace.chunk_tokens)
+            end = offset + prod(shape) * ITEMSIZE[plane.dtype]
+            header[plane.name] = {"dtype": DTYPES[plane.dtype], "shape": list(shape), "data_offsets": [offset, end]}
             offset = end
         try:
             text = canonical_json.encode(header, max_bytes=MAX_HEADER_BYTES - ALIGNMENT - 8)
@@ -68,14 +92,6 @@ class HeaderTemplate:
             places[name] = slice(start, start + width)
         return cls(data, places)
 
-    def filled(self, fields: Mapping[str, str]) -> bytearray:
-        """The header with these fields and its own checksum."""
-        header = bytearray(self.data)
-        for name, text in fields.items():
-            header[self.places[name]] = text.encode()
-        header[self.places["header_checksum"]] = self.checksum(memoryview(header)).encode()
-        return header
-
     def matches(self, head: memoryview) -> bool:
         """Whether `head`, of this template's length, is equal to it outside the fields."""
         start = 0
@@ -89,13 +105,13 @@ class HeaderTemplate:
         """What stands in a field."""
         return bytes(head[self.places[name]])
 
-    def checksum(self, head: memoryview) -> str:
-        """xxh3-128 of the header with 32 zeros (the digit) where this checksum stands."""
+    def checksum(self, head: memoryview) -> bytes:
+        """xxh3-128 of the header with 32 zeros (the digit) where this checksum stands, in hexadecimal."""
         place = self.places["header_checksum"]
         checksum = xxhash.xxh3_128(head[: place.start])
         checksum.update(b"0" * CHECKSUM_DIGITS)
         checksum.update(head[place.stop :])
-        return checksum.hexdigest()
+        return checksum.hexdigest().encode()
 
 
 def header_length(start: bytes | memoryview, size: int) -> int:

@@ -3,7 +3,7 @@
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
-from kvlingua.common.identity.extents import covers
+from kvlingua.common.identity.extents import Cover, candidates, cover_among
 from kvlingua.common.identity.keys import object_key
 from kvlingua.common.identity.namespace import Namespace
 from kvlingua.common.stores.store import Store
@@ -22,7 +22,7 @@ class Hit:
     extent: Extent
     digests: tuple[bytes, ...]
     tokens: int
-    covers: tuple[tuple[Extent, ...], ...]
+    covers: tuple[Cover, ...]
 
     def keys(self, first: int, last: int) -> Iterator[str]:
         """The objects of chunks [first, last), head first."""
@@ -31,39 +31,43 @@ class Hit:
                 yield object_key(self.namespace.digest, digest, extent)
 
 
-def find(
-    store: Store, namespace: Namespace, digests: Sequence[bytes], needed: Extent, likely: Extent | None
-) -> tuple[tuple[Extent, ...], ...]:
-    """The cover of each chunk of the longest stored run; `likely` is the extent to try first."""
-    found: list[tuple[Extent, ...]] = []
+def find(store: Store, namespace: Namespace, digests: Sequence[bytes], needed: Extent) -> tuple[Cover, ...]:
+    """The cover of each chunk of the longest stored run. A miss costs one question to the store."""
+    found: list[Cover] = []
     while len(found) < len(digests):
-        for cover in covers(namespace.grid, needed, likely):
-            run = _leading(store, namespace.digest, digests[len(found) :], cover)
-            if run:
-                found += [cover] * run
-                likely = cover[0] if len(cover) == 1 else likely
-                break
-        else:
+        cover = _cover(store, namespace, digests[len(found)], needed)
+        if cover is None:
             break
+        found.append(cover)
+        found += [cover] * _leading(store, namespace.digest, digests[len(found) :], cover)
     return tuple(found)
 
 
 def missing_chunks(store: Store, namespace: Namespace, digests: Sequence[bytes], extent: Extent) -> list[int]:
     """The chunks, by their index in `digests`, that no objects in the store cover.
 
-    Chunks that are covered in different ways, alternating, may be reported although they are there.
+    Chunks behind one that is missing may be reported although they are there, if not as one object of `extent`.
     """
     missing = list(range(len(digests)))
-    for cover in covers(namespace.grid, extent):
-        if missing and (cover == (extent,) or _held(store, namespace.digest, [digests[missing[0]]], cover)[0]):
-            held = _held(store, namespace.digest, [digests[index] for index in missing], cover)
-            missing = [index for index, there in zip(missing, held, strict=True) if not there]
+    cover: Cover | None = (extent,)
+    while missing and cover is not None:
+        held = _held(store, namespace.digest, [digests[index] for index in missing], cover)
+        missing = [index for index, there in zip(missing, held, strict=True) if not there]
+        cover = _cover(store, namespace, digests[missing[0]], extent) if missing else None
     return missing
 
 
-def _leading(store: Store, namespace: str, digests: Sequence[bytes], cover: tuple[Extent, ...]) -> int:
-    """How many chunks from the first on are held, asked in growing batches: a miss costs one question."""
-    run, batch = 0, 1
+def _cover(store: Store, namespace: Namespace, digest: bytes, needed: Extent) -> Cover | None:
+    """Which objects of one chunk to take: the store is asked for all candidates at once."""
+    asked = candidates(namespace.grid, needed)
+    there = store.exists_many([object_key(namespace.digest, digest, extent) for extent in asked])
+    held = {extent for extent, is_there in zip(asked, there, strict=True) if is_there}
+    return cover_among(namespace.grid, needed, held)
+
+
+def _leading(store: Store, namespace: str, digests: Sequence[bytes], cover: Cover) -> int:
+    """How many chunks from the first on are held, asked in growing batches."""
+    run, batch = 0, 4
     while run < len(digests):
         held = _held(store, namespace, digests[run : run + batch], cover)
         if not all(held):
@@ -73,6 +77,6 @@ def _leading(store: Store, namespace: str, digests: Sequence[bytes], cover: tupl
     return run
 
 
-def _held(store: Store, namespace: str, digests: Sequence[bytes], cover: tuple[Extent, ...]) -> list[bool]:
+def _held(store: Store, namespace: str, digests: Sequence[bytes], cover: Cover) -> list[bool]:
     there = store.exists_many([object_key(namespace, digest, extent) for digest in digests for extent in cover])
     return [all(there[start : start + len(cover)]) for start in range(0, len(there), len(cover))]

@@ -35,7 +35,6 @@ class Running:
         self.load_lock = threading.Lock()  # one load at a time fills the memory there is
         self.pending: set[str] = set()  # keys of objects that wait to be written
         self.pending_lock = threading.Lock()
-        self.likely: dict[str, Extent] = {}  # namespace digest -> extent of the objects that last hit
         self._containers: dict[tuple[str, Extent], Container] = {}
         self._metrics = MetricsFile(config.metrics_dir) if config.metrics_dir is not None else None
 

@@ -19,8 +19,8 @@ Layer = tuple[torch.Tensor, torch.Tensor]
 def empty_layers(namespace: Namespace, rows: int, columns: int) -> list[Layer]:
     """Zeroed keys and values for all layers of `namespace`: what stands before a row's padding ends stays zero."""
     dtype: torch.dtype = getattr(torch, namespace.kv_dtype)
-    shapes = [(rows, namespace.kv_heads, columns, width) for width in (namespace.k_dim, namespace.v_dim)]
-    return [(torch.zeros(shapes[0], dtype=dtype), torch.zeros(shapes[1], dtype=dtype)) for _ in range(namespace.layers)]
+    k, v = ((rows, namespace.kv_heads, columns, plane.width) for plane in namespace.geometry.planes)
+    return [(torch.zeros(k, dtype=dtype), torch.zeros(v, dtype=dtype)) for _ in range(namespace.layers)]
 
 
 def row_pool(namespace: Namespace, layers: Sequence[Layer], row: int) -> Pool:
@@ -31,23 +31,23 @@ def row_pool(namespace: Namespace, layers: Sequence[Layer], row: int) -> Pool:
     """
     if len(layers) != namespace.layers:
         raise LayoutError(f"the cache holds {len(layers)} layers, the model has {namespace.layers}")
+    geometry = namespace.geometry
     columns = layers[0][0].shape[2] if layers[0][0].dim() == 4 else 0
     strides: dict[str, int] = {}
     buffers: list[Buffer] = []
     for number, tensors in enumerate(layers):
-        for plane, width, tensor in zip("kv", (namespace.k_dim, namespace.v_dim), tensors, strict=True):
-            expected = (namespace.kv_heads, columns, width)
+        for plane, tensor in zip(geometry.planes, tensors, strict=True):
+            expected = (namespace.kv_heads, columns, plane.width)
             dtype = str(tensor.dtype).removeprefix("torch.")
-            if tensor.dim() != 4 or tuple(tensor.shape[1:]) != expected or dtype != namespace.kv_dtype:
+            if tensor.dim() != 4 or tuple(tensor.shape[1:]) != expected or dtype != plane.dtype:
                 raise LayoutError(
-                    f"layer {number} holds {plane} as {tuple(tensor.shape)} {dtype}, expected rows of {expected} "
-                    f"{namespace.kv_dtype}"
+                    f"layer {number} holds {plane.name} as {tuple(tensor.shape)} {dtype}, expected rows of {expected} "
+                    f"{plane.dtype}"
                 )
             view = tensor.detach()[row]
             for axis, stride in zip(("head", "token", "dim"), view.stride(), strict=True):
                 nbytes = stride * view.element_size()
-                if strides.setdefault(f"{plane}.{axis}", nbytes) != nbytes:
-                    raise LayoutError(f"layer {number} holds {plane} with other strides than layer 0")
+                if strides.setdefault(f"{plane.name}.{axis}", nbytes) != nbytes:
+                    raise LayoutError(f"layer {number} holds {plane.name} with other strides than layer 0")
             buffers.append(Buffer.of(view))
-    geometry = namespace.geometry
     return format(LAYOUT).pool(geometry, geometry.full, page=columns, blocks=1, buffers=buffers, strides=strides)

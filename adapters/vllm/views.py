@@ -63,7 +63,7 @@ def pool_of(name: str, tensors: Sequence[Any], geometry: Geometry, *, page: int,
                 f"a registered tensor has strides {tensor.stride()}, which the layout doesn't have",
             )
     _check_apart(tensors)
-    block, head = (stride * geometry.itemsize for stride in first.stride()[:2])
+    block, head = (stride * first.element_size() for stride in first.stride()[:2])
     buffers = [Buffer.of(tensor) for tensor in tensors]
     return format(name).pool(
         geometry, geometry.full, page=page, blocks=blocks, buffers=buffers, strides={"block": block, "head": head}

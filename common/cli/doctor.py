@@ -12,12 +12,11 @@ from kvlingua.common.config import Config
 from kvlingua.common.errors import ConfigError
 from kvlingua.common.identity.fingerprint import FingerprintTask
 from kvlingua.common.identity.model import describe_model
-from kvlingua.common.identity.namespace import Namespace
+from kvlingua.common.identity.namespace import COMPUTE_DTYPES, Namespace
 from kvlingua.common.nearest import nearest, stored_namespaces
 from kvlingua.common.stores.store import Store
 from kvlingua.common.supported import ENGINES
 from kvlingua.layouts import native
-from kvlingua.layouts.geometry import ITEMSIZE
 
 FINGERPRINT_TIMEOUT_S = 3600
 
@@ -30,7 +29,7 @@ def add(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None
     parser.add_argument(
         "--model", metavar="PATH|ID", help="the model that doesn't hit: its namespace is worked out and compared"
     )
-    parser.add_argument("--dtype", choices=sorted(ITEMSIZE), help="the dtype it runs in (with --model)")
+    parser.add_argument("--dtype", choices=COMPUTE_DTYPES, help="the dtype it runs in (with --model)")
     parser.set_defaults(run=run)
 
 

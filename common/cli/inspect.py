@@ -13,7 +13,7 @@ from kvlingua.common.cli.target import add_target, existing_store
 from kvlingua.common.cli.verification import verify_object
 from kvlingua.common.errors import ContainerError, StoreError
 from kvlingua.common.identity.keys import NAMESPACE_FILE, OBJECT_SUFFIX, parse_key
-from kvlingua.common.identity.namespace import Namespace
+from kvlingua.common.identity.namespace import FORMAT_VERSION, Namespace
 from kvlingua.common.nearest import stored_namespaces
 from kvlingua.common.stores.store import Entry, Read, Store
 
@@ -30,12 +30,15 @@ class Contents:
 
     def lines(self) -> list[str]:
         if self.namespace is None:
-            return [f"{self.digest[:12]}  (its {NAMESPACE_FILE} can't be read)", self._counts("?")]
+            why = f"its {NAMESPACE_FILE} is damaged, or of another format version than {FORMAT_VERSION}"
+            return [f"{self.digest[:12]}  ({why})", self._counts("?")]
         one = self.namespace
         family = one.model_config.get("model_type", "unknown")
+        widths = " + ".join(f"{name} {width}" for name, width in one.planes.items())
+        numbers = one.kv_dtype if one.scales_policy == "none" else f"{one.kv_dtype} with scales per {one.scales_policy}"
         return [
-            f"{self.digest[:12]}  {family}, {one.layers} layers x {one.kv_heads} kv heads x {one.k_dim}, "
-            f"{one.kv_dtype}, chunks of {one.chunk_tokens}, weights {one.fingerprint[:19]}",
+            f"{self.digest[:12]}  {family}, {one.layers} layers x {one.kv_heads} kv heads x ({widths}), "
+            f"{numbers}, chunks of {one.chunk_tokens}, weights {one.fingerprint[:19]}",
             self._counts(str(len(self.chains) * one.chunk_tokens)),
         ]
 

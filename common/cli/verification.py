@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Iterator
 
-from kvlingua.common.container import ParsedHeader, parse_header
+from kvlingua.common.container import ParsedHeader, parse_header, verify_part
 from kvlingua.common.errors import ContainerError
 from kvlingua.common.header import MAX_HEADER_BYTES
 
@@ -30,6 +30,6 @@ def verify_object(size: int, read: Callable[[int, memoryview], bool]) -> ParsedH
     header = parse_header(fetch(0, min(size, MAX_HEADER_BYTES)), size)
     container = header.container
     head = memoryview(bytes(piece[: container.header_bytes]))  # the pieces that follow take its place
-    for part in container.parts(head):
-        part.check(pieces(part.runs))
+    for part in container.parts(container.extent):
+        verify_part(part, head, pieces(part.runs))
     return header

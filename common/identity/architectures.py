@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from kvlingua.common.errors import UnsupportedError
+from kvlingua.layouts.geometry import Order
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -25,7 +26,7 @@ class Architecture:
     """
 
     classes: tuple[str, ...]
-    rope_order: str = "half"
+    rope_order: Order = "half"
     rotary_factor: float | None = None
     theta: float | None = None
     scaled_rope: bool = False

@@ -1,13 +1,22 @@
 """The shard grid: where objects begin and end, and which objects may cover what a reader needs."""
 
-from collections.abc import Iterator
+from collections.abc import Collection
 from dataclasses import dataclass
+from functools import lru_cache
+from itertools import product
 from math import gcd
+from typing import TypeAlias
 
 from kvlingua.common.errors import UnsupportedError
+from kvlingua.common.identity.ranks import STAGE_RULES, Split
 from kvlingua.layouts.geometry import Extent, Geometry
 
 MAX_RANKS = 8  # the ranks of tensor parallel sizes up to this own whole shards, where the heads can be divided at all
+TENSOR_SIZES = (1, 2, 4, 8)
+PIPELINE_SIZES = (1, 2, 4)
+
+Cover: TypeAlias = tuple[Extent, ...]
+"""Objects that together hold what a reader needs."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,54 +90,59 @@ class ShardGrid:
             )
 
 
-def covers(grid: ShardGrid, needed: Extent, last: Extent | None = None) -> Iterator[tuple[Extent, ...]]:
-    """Sets of objects that may cover `needed`, the likeliest first; within a set no two overlap.
+@lru_cache(maxsize=256)
+def covers(grid: ShardGrid, needed: Extent) -> tuple[Cover, ...]:
+    """Sets of objects that hold `needed`, the cheapest to read first: one for each way to share the writing.
 
-    First what last hit; then one object of exactly that extent; then single larger ones, in doubling aligned widths;
-    then halves, quarters and eighths. A reader probes for these names and never lists a folder.
+    One object of exactly that extent, widened to whole shards; and for every split of TP 1, 2, 4, 8 and PP 1, 2, 4
+    whose ranks own whole shards the objects of those ranks that hold a part of `needed`.
     """
-    seen: set[tuple[Extent, ...]] = set()
-    exact = grid.aligned(needed)
-    first = [(last,)] if last is not None and last.contains(needed) else []
-    for candidate in [*first, (exact,), *_containing(grid, exact), *_parts(grid, exact)]:
-        if candidate not in seen:
-            seen.add(candidate)
-            yield candidate
+    found: set[Cover] = {(grid.aligned(needed),)}
+    for tensor, pipeline, rule in product(TENSOR_SIZES, PIPELINE_SIZES, STAGE_RULES):
+        if grid.kv_heads // grid.heads_per_shard % tensor == 0 and pipeline <= grid.layers:
+            extents = Split.of(grid.kv_heads, grid.layers, tensor, pipeline, rule).extents()
+            if all(grid.aligned(extent) == extent for extent in extents):
+                found.add(tuple(extent for extent in extents if extent.intersect(needed)))
+    return tuple(sorted(found, key=lambda cover: (sum(map(_cells, cover)), len(cover), cover)))
 
 
-def _containing(grid: ShardGrid, exact: Extent) -> Iterator[tuple[Extent, ...]]:
-    """Single extents around `exact`: the heads of a smaller tensor-parallel size, those layers or all of them."""
-    for head_start, head_stop in _widening(exact.head_start, exact.head_stop, grid.heads_per_shard, grid.kv_heads):
-        for layers in ((exact.layer_start, exact.layer_stop), (0, grid.layers)):
-            yield (Extent(head_start, head_stop, *layers),)
+@lru_cache(maxsize=256)
+def candidates(grid: ShardGrid, needed: Extent) -> tuple[Extent, ...]:
+    """All extents that stand in a cover, each once: the names that a reader asks for, 195 at most.
+
+    For a reader of everything they are 15 where objects hold all layers, 105 where PP 2 and 4 own whole shards, and
+    195 where they do so by both engines' rules for layers that don't divide evenly.
+    """
+    return tuple(dict.fromkeys(extent for cover in covers(grid, needed) for extent in cover))
 
 
-def _widening(start: int, stop: int, step: int, end: int) -> Iterator[tuple[int, int]]:
-    """The range itself, then aligned ranges around it of 1, 2, 4, ... steps up to the whole."""
-    yield start, stop
-    width = step
-    while width < end:
-        low, high = start // width * width, min((start // width + 1) * width, end)
-        if high >= stop:
-            yield low, high
-        width *= 2
-    yield 0, end
+def cover_among(grid: ShardGrid, needed: Extent, held: Collection[Extent]) -> Cover | None:
+    """The cheapest cover of `needed` that consists of extents in `held`; None if there is none.
+
+    A writer skips what other objects hold, so that a chunk may have been shared by several splits. Only then do
+    objects of a cover overlap.
+    """
+    if not held:
+        return None
+    for cover in covers(grid, needed):
+        if all(extent in held for extent in cover):
+            return cover
+    left, chosen = set(grid.shards(grid.aligned(needed))), []
+    for extent in sorted(held, key=lambda extent: (-_common(extent, needed), _cells(extent), extent)):
+        gained = {shard for shard in left if extent.contains(shard)}
+        if gained:
+            chosen.append(extent)
+            left -= gained
+    return None if left else tuple(sorted(chosen))
 
 
-def _parts(grid: ShardGrid, exact: Extent) -> Iterator[tuple[Extent, ...]]:
-    """`exact` cut into 2, 4 and 8: by heads as tensor parallel ranks do, by layers as pipeline stages do."""
-    head_shards = exact.heads // grid.heads_per_shard
-    layer_shards = -(-exact.layers // grid.layers_per_shard)
-    for by_layer in (1, 2, 4, 8):
-        for by_head in (1, 2, 4, 8):
-            if by_head * by_layer in (2, 4, 8) and head_shards % by_head == 0 and layer_shards % by_layer == 0:
-                heads = exact.heads // by_head
-                layers = layer_shards // by_layer * grid.layers_per_shard
-                yield tuple(
-                    Extent(head, head + heads, layer, min(layer + layers, exact.layer_stop))
-                    for head in range(exact.head_start, exact.head_stop, heads)
-                    for layer in range(exact.layer_start, exact.layer_stop, layers)
-                )
+def _cells(extent: Extent) -> int:
+    return extent.heads * extent.layers
+
+
+def _common(one: Extent, other: Extent) -> int:
+    both = one.intersect(other)
+    return 0 if both is None else _cells(both)
 
 
 def _either(choices: list[str]) -> str:

@@ -10,9 +10,9 @@ from kvlingua.common.identity import canonical_json, rope
 from kvlingua.common.identity.architectures import Architecture, architecture_of
 from kvlingua.common.identity.canonical_json import JSONObject
 from kvlingua.common.identity.extents import ShardGrid
-from kvlingua.common.identity.namespace import Namespace
+from kvlingua.common.identity.namespace import COMPUTE_DTYPES, Namespace
 from kvlingua.common.identity.weight_files import model_folder, weight_files
-from kvlingua.layouts.geometry import ITEMSIZE, Geometry
+from kvlingua.layouts.geometry import Geometry, Order, Rope
 
 # Fields of config.json that are no part of a namespace, and why they can't change KV.
 IGNORED_REASONS: Mapping[str, str] = {
@@ -53,7 +53,7 @@ class ModelDescription:
     config: JSONObject
     overrides: JSONObject
     rope: JSONObject
-    rope_order: str
+    rope_order: Order
     geometry: Geometry
     compute_dtype: str
     weight_format: str
@@ -63,7 +63,6 @@ class ModelDescription:
     def namespace(self, fingerprint: str, *, chunk_tokens: int, layers_per_shard: int | None = None) -> Namespace:
         """The namespace of this model with weights of this fingerprint. Raises IdentityError."""
         grid = ShardGrid.of(self.geometry, layers_per_shard)
-        k, v = self.geometry.planes
         return Namespace(
             fingerprint=fingerprint,
             model_config=self.config,
@@ -74,11 +73,10 @@ class ModelDescription:
             weight_format=self.weight_format,
             quantization=self.quantization,
             kv_dtype=self.geometry.dtype,
-            scales_policy="none",
+            scales_policy="none",  # models whose caches have scales aren't described yet
             layers=self.geometry.layers,
             kv_heads=self.geometry.kv_heads,
-            k_dim=k.width,
-            v_dim=v.width,
+            planes={plane.name: plane.width for plane in self.geometry.planes},
             chunk_tokens=chunk_tokens,
             heads_per_shard=grid.heads_per_shard,
             layers_per_shard=grid.layers_per_shard,
@@ -98,21 +96,23 @@ def describe_model(
     """Describe the model in a folder, or a hub id's local snapshot.
 
     `overrides`: fields of config.json that the engine was told to use otherwise; one that repeats config.json is none.
-    Dtypes are those of `ITEMSIZE`. Raises UnsupportedError for whatever isn't proved to give the same KV in all
+    Dtypes are those of `COMPUTE_DTYPES`. Raises UnsupportedError for whatever isn't proved to give the same KV in all
     engines.
     """
     if quantization is not None:
         raise UnsupportedError("quantization", f"quantised weights ({quantization}) are not supported yet")
     for what, dtype in (("compute", compute_dtype), ("KV cache", kv_dtype)):
-        if dtype not in ITEMSIZE:
-            raise UnsupportedError("dtype", f"{what} dtype {dtype} is not supported: use one of {', '.join(ITEMSIZE)}")
+        if dtype not in COMPUTE_DTYPES:
+            known = ", ".join(COMPUTE_DTYPES)
+            raise UnsupportedError("dtype", f"{what} dtype {dtype} is not supported: use one of {known}")
     folder = model_folder(path, revision)
     on_disk = _read_config(folder / "config.json")
     changed = _changed(on_disk, overrides or {})
     config = _effective(on_disk, changed)
     row = architecture_of(config)
-    geometry = _geometry(config, row, kv_dtype)
-    state = rope.normalised(config, row, geometry.planes[0].width)
+    layers, kv_heads, head_dim = _sizes(config, row)
+    state = rope.normalised(config, row, head_dim)
+    rotated = Rope(row.rope_order, state["rotary_dim"])
     apart = IGNORED_FIELDS | rope.FIELDS
     return ModelDescription(
         folder=folder,
@@ -120,7 +120,7 @@ def describe_model(
         overrides=changed,
         rope=state,
         rope_order=row.rope_order,
-        geometry=geometry,
+        geometry=Geometry.kv(layers, kv_heads, head_dim, kv_dtype, rope=rotated),
         compute_dtype=compute_dtype,
         weight_format="safetensors",
         quantization=None,
@@ -186,7 +186,8 @@ def _effective(on_disk: Mapping[str, Any], changed: Mapping[str, Any]) -> dict[s
     return config
 
 
-def _geometry(config: Mapping[str, Any], row: Architecture, kv_dtype: str) -> Geometry:
+def _sizes(config: Mapping[str, Any], row: Architecture) -> tuple[int, int, int]:
+    """Layers, kv heads, and elements of a head."""
     layers = _count(config, row, "num_hidden_layers")
     heads = _count(config, row, "num_attention_heads")
     hidden = _count(config, row, "hidden_size")
@@ -204,7 +205,7 @@ def _geometry(config: Mapping[str, Any], row: Architecture, kv_dtype: str) -> Ge
             )
     if heads % kv_heads:
         raise UnsupportedError("kv_heads", f"{heads} heads can't share {kv_heads} kv heads evenly")
-    return Geometry.kv(layers, kv_heads, head_dim, kv_dtype)
+    return layers, kv_heads, head_dim
 
 
 def _count(config: Mapping[str, Any], row: Architecture, name: str) -> int:

@@ -3,17 +3,22 @@
 import hashlib
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
-from typing import Any
+from typing import Any, Literal
 
 from kvlingua.common.errors import IdentityError
 from kvlingua.common.identity import canonical_json
 from kvlingua.common.identity.canonical_json import JSONObject
 from kvlingua.common.identity.extents import ShardGrid
-from kvlingua.layouts.geometry import ITEMSIZE, Geometry
+from kvlingua.layouts.geometry import ITEMSIZE, Geometry, Order, Per, Rope
 
-FORMAT_VERSION = 0
+FORMAT_VERSION = 1
 MAX_NAMESPACE_BYTES = 256 << 10
 ROPE_ORDERS = ("half", "interleaved", "none")
+COMPUTE_DTYPES = ("float32", "float16", "bfloat16")
+FP8_DTYPES = ("float8_e4m3fn", "float8_e4m3fnuz", "float8_e5m2")
+KV_DTYPES = COMPUTE_DTYPES + FP8_DTYPES
+SCALES_POLICIES = ("none", "tensor", "head", "token")
+PLANES = (("k", "v"), ("latent", "rope"))  # what a model keeps per head; the latter for multi-head latent attention
 _MAX_COUNT = 1 << 16
 _MAX_TEXT = 256
 
@@ -23,8 +28,9 @@ class Namespace:
     """The first part of every key. Two namespaces are equal if their canonical JSON is equal, to the byte.
 
     fingerprint: of the weights. model_config: config.json without the fields that can't change KV; overrides: what
-    the engine was told to use instead. rope: the normalised state of the rotary embedding; rope_order: which dims are
-    rotated together. layers, kv_heads, k_dim, v_dim: of the whole model. chunk_tokens: tokens per chunk.
+    the engine was told to use instead. rope: the normalised state of the rotary embedding; rope_order: which dims of
+    plane k (of plane rope, where there is one) are rotated together. scales_policy: what of the kv cache shares a
+    scale. layers, kv_heads, planes (elements per head, by name): of the whole model. chunk_tokens: tokens per chunk.
     heads_per_shard, layers_per_shard: the grid on which objects begin and end. lora: digest of an adapter's files and
     scaling.
 
@@ -35,16 +41,15 @@ class Namespace:
     model_config: JSONObject
     overrides: JSONObject
     rope: JSONObject
-    rope_order: str
+    rope_order: Order
     compute_dtype: str
     weight_format: str
     quantization: str | None
     kv_dtype: str
-    scales_policy: str
+    scales_policy: Literal["none"] | Per
     layers: int
     kv_heads: int
-    k_dim: int
-    v_dim: int
+    planes: Mapping[str, int]
     chunk_tokens: int
     heads_per_shard: int
     layers_per_shard: int
@@ -52,6 +57,7 @@ class Namespace:
     format_version: int = FORMAT_VERSION
     _json: bytes = field(init=False, repr=False)
     _digest: str = field(init=False, repr=False)
+    _geometry: Geometry = field(init=False, repr=False)
 
     def __post_init__(self) -> None:
         values = {name: getattr(self, name) for name in _FIELDS}
@@ -61,14 +67,11 @@ class Namespace:
             values = canonical_json.decode(data, max_bytes=MAX_NAMESPACE_BYTES)
         except ValueError as error:
             raise IdentityError(f"a namespace that has no canonical JSON: {error}") from None
-        for name in (
-            "model_config",
-            "overrides",
-            "rope",
-        ):  # copies: what the caller does to its own changes nothing here
+        for name in _OBJECTS:  # copies: what the caller does to its own changes nothing here
             object.__setattr__(self, name, values[name])
         object.__setattr__(self, "_json", data)
         object.__setattr__(self, "_digest", hashlib.sha256(data).hexdigest())
+        object.__setattr__(self, "_geometry", self._made_geometry())
 
     def json(self) -> bytes:
         """The canonical JSON."""
@@ -81,8 +84,17 @@ class Namespace:
 
     @property
     def geometry(self) -> Geometry:
-        """Of the whole model: planes k and v."""
-        return Geometry.kv(self.layers, self.kv_heads, self.k_dim, self.kv_dtype, self.v_dim)
+        """Of the whole model, its planes in the order in which objects hold them: numbers, then their scales."""
+        return self._geometry
+
+    def _made_geometry(self) -> Geometry:
+        rope = Rope() if self.rope_order == "none" else Rope(self.rope_order, self.rope["rotary_dim"])
+        scales = None if self.scales_policy == "none" else self.scales_policy
+        if "latent" in self.planes:
+            latent, rotated = self.planes["latent"], self.planes["rope"]
+            return Geometry.mla(self.layers, latent, rotated, self.kv_dtype, rope=rope, scales=scales)
+        k, v = self.planes["k"], self.planes["v"]
+        return Geometry.kv(self.layers, self.kv_heads, k, self.kv_dtype, v, scales=scales, rope=rope)
 
     @property
     def grid(self) -> ShardGrid:
@@ -96,6 +108,8 @@ class Namespace:
             values = canonical_json.decode(data, max_bytes=MAX_NAMESPACE_BYTES)
         except ValueError as error:
             raise IdentityError(f"not a namespace: {error}") from None
+        if isinstance(values, dict) and "format_version" in values:
+            _check_version(values["format_version"])
         if not isinstance(values, dict) or values.keys() != set(_FIELDS):
             raise IdentityError(f"not a namespace: its fields are {', '.join(_FIELDS)}")
         namespace = cls(**values)
@@ -123,14 +137,25 @@ class Namespace:
 
 
 _FIELDS = tuple(each.name for each in fields(Namespace) if each.init)
-_TEXTS = ("fingerprint", "weight_format", "scales_policy")
+_OBJECTS = ("model_config", "overrides", "rope", "planes")
+_TEXTS = ("fingerprint", "weight_format")
 _OPTIONAL_TEXTS = ("quantization", "lora")
-_COUNTS = ("layers", "kv_heads", "k_dim", "v_dim", "chunk_tokens", "heads_per_shard", "layers_per_shard")
+_COUNTS = ("layers", "kv_heads", "chunk_tokens", "heads_per_shard", "layers_per_shard")
+_CHOICES = {
+    "rope_order": ROPE_ORDERS,
+    "compute_dtype": COMPUTE_DTYPES,
+    "kv_dtype": KV_DTYPES,
+    "scales_policy": SCALES_POLICIES,
+}
+
+
+def _check_version(version: object) -> None:
+    if version != FORMAT_VERSION or isinstance(version, bool):
+        raise IdentityError(f"format version {str(version)[:20]}: this kvlingua reads {FORMAT_VERSION}")
 
 
 def _check(values: Mapping[str, Any]) -> None:
-    if values["format_version"] != FORMAT_VERSION or isinstance(values["format_version"], bool):
-        raise IdentityError(f"format version {values['format_version']!r}: this kvlingua reads {FORMAT_VERSION}")
+    _check_version(values["format_version"])
     for name in _TEXTS + _OPTIONAL_TEXTS:
         value = values[name]
         if value is None and name in _OPTIONAL_TEXTS:
@@ -138,19 +163,58 @@ def _check(values: Mapping[str, Any]) -> None:
         if not isinstance(value, str) or not 0 < len(value) <= _MAX_TEXT:
             raise IdentityError(f"{name} is a text of 1 to {_MAX_TEXT} characters, not {str(value)[:40]!r}")
     for name in _COUNTS:
-        value = values[name]
-        if not isinstance(value, int) or isinstance(value, bool) or not 0 < value <= _MAX_COUNT:
-            raise IdentityError(f"{name} is an integer from 1 to {_MAX_COUNT}, not {str(value)[:40]!r}")
-    for name in ("model_config", "overrides", "rope"):
+        _check_count(name, values[name])
+    for name in _OBJECTS:
         if not isinstance(values[name], Mapping):
             raise IdentityError(f"{name} is an object, not {type(values[name]).__name__}")
-    for name, known in (("compute_dtype", ITEMSIZE), ("kv_dtype", ITEMSIZE), ("rope_order", ROPE_ORDERS)):
-        if not isinstance(values[name], str) or values[name] not in known:
+    for name, known in _CHOICES.items():
+        if values[name] not in known:
             raise IdentityError(f"{name} is one of {', '.join(known)}, not {str(values[name])[:40]!r}")
     if values["kv_heads"] % values["heads_per_shard"] or values["layers_per_shard"] > values["layers"]:
         grid = f"{values['heads_per_shard']} heads, {values['layers_per_shard']} layers"
         model = f"{values['kv_heads']} kv heads and {values['layers']} layers"
         raise IdentityError(f"the shard grid ({grid}) doesn't fit a model of {model}")
+    _check_planes(values)
+    _check_rope(values)
+
+
+def _check_count(name: str, value: object) -> None:
+    if not isinstance(value, int) or isinstance(value, bool) or not 0 < value <= _MAX_COUNT:
+        raise IdentityError(f"{name} is an integer from 1 to {_MAX_COUNT}, not {str(value)[:40]!r}")
+
+
+def _check_planes(values: Mapping[str, Any]) -> None:
+    planes, policy = values["planes"], values["scales_policy"]
+    if not any(planes.keys() == set(known) for known in PLANES):
+        known = " or ".join(" and ".join(names) for names in PLANES)
+        raise IdentityError(f"planes are {known}, not {', '.join(map(str, planes))[:40]!r}")
+    for name, width in planes.items():
+        _check_count(f"the width of plane {name}", width)
+    if "latent" in planes and values["kv_heads"] != 1:
+        raise IdentityError(f"a latent is one kv head, not {values['kv_heads']}")
+    if policy == "none":
+        return
+    if values["kv_dtype"] not in FP8_DTYPES:
+        raise IdentityError(f"scales ({policy}) belong to fp8 numbers, not to {values['kv_dtype']}")
+    row = values["chunk_tokens"] * sum(planes.values())
+    if row % ITEMSIZE["float32"]:  # the numbers' bytes per head and layer: their scales, float32, follow them
+        widths = " + ".join(f"{name} {width}" for name, width in planes.items())
+        raise IdentityError(
+            f"scales would not be aligned: chunks of {values['chunk_tokens']} tokens x ({widths}) take {row} bytes per "
+            "head and layer, which must be a multiple of 4: use another chunk_tokens"
+        )
+
+
+def _check_rope(values: Mapping[str, Any]) -> None:
+    order, rope, planes = values["rope_order"], values["rope"], values["planes"]
+    if order == "none":
+        if rope:
+            raise IdentityError("rope is empty where rope_order is none")
+        return
+    width, plane = rope.get("rotary_dim"), planes.get("rope", planes.get("k"))
+    _check_count("rotary_dim", width)
+    if width % 2 or width > plane:
+        raise IdentityError(f"{width} of {plane} elements can't be rotated in pairs")
 
 
 def _leaves(name: str, value: Any) -> list[tuple[str, str]]:

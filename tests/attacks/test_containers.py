@@ -150,7 +150,7 @@ def change(*path: str | int, to: Any) -> Callable[[dict[str, Any]], None]:
     return apply
 
 
-K = CONTAINER.namespace.k_dim * 4 * 3 * 4 * 2
+K = CONTAINER.namespace.planes["k"] * 4 * 3 * 4 * 2
 TENSORS = {
     "k and v overlap": change("v", "data_offsets", to=[K - 2, len(OBJECT) - HEAD - 2]),
     "v over k": change("v", "data_offsets", to=[0, len(OBJECT) - HEAD - K]),
@@ -193,7 +193,7 @@ METADATA = {
     "one more field": change("more", to="1"),
     "a list": change("heads", to=["0", "4"]),
     "a number": change("format_version", to=0),
-    "another version": change("format_version", to="1"),
+    "another version": change("format_version", to="0"),
     "a huge version": change("format_version", to="9" * 100_000),
     "another format": change("format", to="pt"),
     "other heads": change("heads", to="0-2"),
@@ -241,7 +241,7 @@ def test_metadata_that_lies(name: str) -> None:
             "layers": 1 << 16,
             "layers_per_shard": 1 << 16,
             "kv_heads": 1 << 16,
-            "k_dim": 1 << 16,
+            "planes": {"k": 1 << 16, "v": 1 << 16},
             "chunk_tokens": 1 << 16,
         },
         {"layers": 1 << 60},
@@ -249,7 +249,10 @@ def test_metadata_that_lies(name: str) -> None:
         {"heads_per_shard": 0},
         {"layers_per_shard": -1},
         {"chunk_tokens": 0},
-        {"k_dim": True},
+        {"planes": {"k": True, "v": 6}},
+        {"planes": {f"p{number}": 1 for number in range(10_000)}},
+        {"scales_policy": "token"},
+        {"rope": {"rotary_dim": 1 << 60}},
     ],
     ids=str,
 )

@@ -23,7 +23,7 @@ sys.exit(main(sys.argv[1:]))
 DIGEST = b"\xab" * 32
 SMALL = Container(namespace(), Extent(0, 4, 0, 3))
 LARGE = Container(
-    namespace(layers=1, kv_heads=1, layers_per_shard=1, k_dim=1 << 14, v_dim=1 << 14, chunk_tokens=1 << 15),
+    namespace(layers=1, kv_heads=1, layers_per_shard=1, planes={"k": 1 << 14, "v": 1 << 14}, chunk_tokens=1 << 15),
     Extent(0, 1, 0, 1),
 )
 
@@ -36,11 +36,9 @@ def sparse(path: Path, head: bytes, size: int) -> None:
 
 def forged(path: Path) -> None:
     """A header without a fault, of an object that is twice as large as the memory there is."""
-    head = bytearray(LARGE._template.data)
-    place = LARGE._template.places["chain"]
-    head[place] = DIGEST.hex().encode()
-    place = LARGE._template.places["header_checksum"]
-    head[place] = LARGE._template.checksum(memoryview(head)).encode()
+    head, template = bytearray(LARGE.template.data), LARGE.template
+    head[template.places["chain"]] = DIGEST.hex().encode()
+    head[template.places["header_checksum"]] = template.checksum(memoryview(head))
     assert LARGE.object_bytes >= 2 * MEMORY
     sparse(path, bytes(head), LARGE.object_bytes)
 
@@ -96,7 +94,9 @@ def test_the_same_process_accepts_an_object(tmp_path: Path) -> None:
 def test_one_bit_in_any_piece_is_found(tmp_path: Path) -> None:
     """An object of several pieces, and shards of several runs."""
     container = Container(
-        namespace(layers=4, layers_per_shard=2, kv_heads=4, heads_per_shard=2, k_dim=512, v_dim=640, chunk_tokens=256),
+        namespace(
+            layers=4, layers_per_shard=2, kv_heads=4, heads_per_shard=2, planes={"k": 512, "v": 640}, chunk_tokens=256
+        ),
         Extent(0, 4, 0, 4),
     )
     right, path = stored(container)[0], tmp_path / "one.safetensors"

@@ -18,7 +18,7 @@ def namespace(**changes: object) -> Namespace:
         "fingerprint": "sha256:" + "ab" * 32,
         "model_config": {"model_type": "llama"},
         "overrides": {},
-        "rope": {"theta": 10000.0},
+        "rope": {"theta": 10000.0, "rotary_dim": 8},
         "rope_order": "half",
         "compute_dtype": "float32",
         "weight_format": "float32",
@@ -27,8 +27,7 @@ def namespace(**changes: object) -> Namespace:
         "scales_policy": "none",
         "layers": 3,
         "kv_heads": 4,
-        "k_dim": 8,
-        "v_dim": 12,
+        "planes": {"k": 8, "v": 12},
         "chunk_tokens": CHUNK,
         "heads_per_shard": 1,
         "layers_per_shard": 3,
@@ -52,7 +51,7 @@ class Cache:
         self.extent = namespace.geometry.full if extent is None else extent
         self.namespace, self.layout = namespace, layout
         geometry = namespace.geometry
-        per_token = [plane.width * geometry.itemsize * self.extent.heads for plane in geometry.planes]
+        per_token = [plane.width * plane.itemsize * self.extent.heads for plane in geometry.planes]
         self.memory = [
             bytearray(self._noise(seed, layer, plane, per * tokens))
             for layer in range(self.extent.layers)
@@ -81,7 +80,7 @@ class Cache:
     def bytes_of(self, token: int, layer: int, plane: int, head: int) -> bytes:
         """One row [dim] of the layout `hf`: [head, token, dim] per layer and plane."""
         planes = self.namespace.geometry.planes
-        width = planes[plane].width * self.namespace.geometry.itemsize
+        width = planes[plane].width * planes[plane].itemsize
         start = (head * self.tokens + token) * width
         return bytes(self.memory[layer * len(planes) + plane][start : start + width])
 

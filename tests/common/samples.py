@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 
 from kvlingua.common.container import Container
 from kvlingua.common.identity.chain import chain_digests
-from kvlingua.common.identity.namespace import Namespace
+from kvlingua.common.identity.namespace import FP8_DTYPES, KV_DTYPES, PLANES, SCALES_POLICIES, Namespace
 from kvlingua.layouts.geometry import Extent
 
 FIELDS: dict[str, Any] = {
@@ -24,14 +24,15 @@ FIELDS: dict[str, Any] = {
     "scales_policy": "none",
     "layers": 3,
     "kv_heads": 4,
-    "k_dim": 8,
-    "v_dim": 6,
+    "planes": {"k": 8, "v": 6},
     "chunk_tokens": 4,
     "heads_per_shard": 1,
     "layers_per_shard": 2,
     "lora": None,
 }
 
+# What must be so for the other value of a field to be possible.
+BASES: dict[str, dict[str, Any]] = {"scales_policy": {"kv_dtype": "float8_e4m3fn"}}
 # Another value of each field that a namespace may have.
 CHANGES: dict[str, Any] = {
     "fingerprint": "ba" * 32,
@@ -43,11 +44,10 @@ CHANGES: dict[str, Any] = {
     "weight_format": "gguf",
     "quantization": "fp8",
     "kv_dtype": "bfloat16",
-    "scales_policy": "per_tensor",
+    "scales_policy": "tensor",
     "layers": 4,
     "kv_heads": 8,
-    "k_dim": 16,
-    "v_dim": 8,
+    "planes": {"k": 16, "v": 6},
     "chunk_tokens": 8,
     "heads_per_shard": 2,
     "layers_per_shard": 3,
@@ -74,16 +74,21 @@ def stored(container: Container, chunk_index: int = 1) -> tuple[bytearray, bytes
 def containers(draw: st.DrawFn) -> Container:
     """Small models with any shard grid, and any union of whole shards of them."""
     heads_per_shard, head_shards = draw(st.integers(1, 3)), draw(st.sampled_from((1, 2, 4)))
-    layers = draw(st.integers(1, 5))
+    layers, names, kv_dtype = draw(st.integers(1, 5)), draw(st.sampled_from(PLANES)), draw(st.sampled_from(KV_DTYPES))
+    policy = draw(st.sampled_from(SCALES_POLICIES)) if kv_dtype in FP8_DTYPES else "none"
+    if "latent" in names:
+        heads_per_shard = head_shards = 1
     one = namespace(
         layers=layers,
         kv_heads=heads_per_shard * head_shards,
         heads_per_shard=heads_per_shard,
         layers_per_shard=draw(st.integers(1, layers)),
-        k_dim=draw(st.integers(1, 9)),
-        v_dim=draw(st.integers(1, 9)),
-        chunk_tokens=draw(st.integers(1, 5)),
-        kv_dtype=draw(st.sampled_from(("float32", "float16", "bfloat16"))),
+        planes={name: draw(st.integers(1, 9)) for name in names},
+        chunk_tokens=draw(st.integers(1, 5)) if policy == "none" else 4,  # scales must be aligned
+        kv_dtype=kv_dtype,
+        scales_policy=policy,
+        rope_order="none",
+        rope={},
     )
     return Container(one, draw(extents(one)))
 

@@ -60,7 +60,12 @@ def test_another_identity_is_a_miss(url: str) -> None:
     with filled(url) as cache:
         assert cache.lookup(namespace(), TOKENS).tokens == 96
         assert cache.lookup(namespace(), TOKENS, seed=b"s" * 32).tokens == 0
-        for other in ({"fingerprint": "other"}, {"rope": {"theta": 5e5}}, {"compute_dtype": "float16"}, {"lora": "x"}):
+        for other in (
+            {"fingerprint": "other"},
+            {"rope": {"theta": 5e5, "rotary_dim": 8}},
+            {"compute_dtype": "float16"},
+            {"lora": "x"},
+        ):
             assert cache.lookup(namespace(**other), TOKENS).tokens == 0
 
 
@@ -159,8 +164,8 @@ def test_what_does_not_fit_is_refused_before_anything_happens(url: str) -> None:
             cache.load(hit, target.view(), 0, 100)
         with pytest.raises(LayoutError, match="don't fit a view of 100 tokens"):
             cache.load(hit, target.view(), 0, 96)
-        with pytest.raises(LayoutError, match="the view is of"):
-            cache.load(hit, Cache(namespace(v_dim=8), 96).view(), 0, 96)
+        with pytest.raises(LayoutError, match="of another model than the target: v with width 12 and 8"):
+            cache.load(hit, Cache(namespace(planes={"k": 8, "v": 8}), 96).view(), 0, 96)
         part = cache.lookup(namespace(), TOKENS, extent=Extent(0, 2, 0, 3))
         with pytest.raises(LayoutError, match="the lookup was for"):
             cache.load(part, target.view(0, 96), 0, 96)

@@ -9,6 +9,7 @@ import pytest
 from kvlingua.common import loading, storing
 from kvlingua.common.cache import KVCache
 from kvlingua.common.config import Config
+from kvlingua.common.identity.extents import candidates
 from kvlingua.layouts.geometry import Extent
 from kvlingua.layouts.view import View
 from tests import spoil
@@ -73,10 +74,12 @@ def test_chunks_that_wait_to_be_written_are_not_stored_again(tmp_path: Path) -> 
         assert cache.lookup(namespace(), tokens).tokens == 48
 
 
-def test_a_lookup_asks_first_for_what_last_hit() -> None:
-    """One rank of two reads what a writer of all heads has stored."""
+def test_a_miss_costs_one_question_and_a_hit_few_names() -> None:
+    """One rank of two asks for what it holds in every split of 4 heads, then for what a writer of all has stored."""
+    part = Extent(0, 2, 0, 3)
+    names = len(candidates(namespace().grid, part))
+    assert names == 4  # all heads, a half, two quarters
     with KVCache.open("memory://") as cache:
-        put(cache, prompt(1))
         store, asked = cache._in_this_process().store, []
         real = store.exists_many
 
@@ -85,13 +88,15 @@ def test_a_lookup_asks_first_for_what_last_hit() -> None:
             return real(keys)
 
         store.exists_many = counted  # type: ignore[method-assign]
-        part = Extent(0, 2, 0, 3)
-        first = cache.lookup(namespace(), prompt(1), extent=part)
-        before = sum(asked)
+        assert cache.lookup(namespace(), prompt(1), extent=part).tokens == 0
+        assert asked == [names]
+        put(cache, prompt(1, 6))
         asked.clear()
-        assert cache.lookup(namespace(), prompt(1), extent=part) == first
-        assert first.tokens == 48
-        assert sum(asked) == 3 < before  # nothing but the chunks themselves
+        assert cache.lookup(namespace(), prompt(1, 6), extent=part).tokens == 96
+        assert asked == [names, 4, 1]  # all chunks but the first by one name each
+        asked.clear()
+        assert cache.lookup(namespace(), [*prompt(1, 6), *range(160)], extent=part).tokens == 96
+        assert asked == [names, 4, 11, names]
 
 
 def test_copies_use_the_threads_they_are_given(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -99,9 +104,9 @@ def test_copies_use_the_threads_they_are_given(monkeypatch: pytest.MonkeyPatch) 
     for module in (loading, storing):
         real = module.convert
 
-        def counted(source: View, target: View, *, threads: int = 1, real=real) -> None:  # type: ignore[no-untyped-def]
+        def counted(source: View, target: View, *, threads: int = 1, real=real, **rest) -> None:  # type: ignore[no-untyped-def]
             seen.append(threads)
-            real(source, target, threads=threads)
+            real(source, target, threads=threads, **rest)
 
         monkeypatch.setattr(module, "convert", counted)
     with KVCache.open(Config(url="memory://", threads=3)) as cache:

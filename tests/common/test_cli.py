@@ -53,7 +53,7 @@ def test_inspect_says_what_is_stored(root: Path) -> None:
         assert done.returncode == 0, done.stderr
         assert "2 namespaces" in done.stdout
         assert done.stdout.count(f"{CHUNKS} chunks, {CHUNKS * CHUNK} tokens, {CHUNKS} objects") == 2
-        assert "llama, 3 layers x 4 kv heads x 8, bfloat16" in done.stdout
+        assert "llama, 3 layers x 4 kv heads x (k 8 + v 12), bfloat16, chunks" in done.stdout
 
 
 def test_inspect_verify_finds_every_damaged_object(root: Path) -> None:

@@ -1,5 +1,7 @@
 """Objects: written once, read by anyone, and never believed without a check."""
 
+from dataclasses import replace
+
 import pytest
 import safetensors.torch
 import torch
@@ -11,11 +13,9 @@ from kvlingua.common.errors import ContainerError, UnsupportedError
 from kvlingua.common.header import ALIGNMENT, header_length
 from kvlingua.layouts.convert import convert
 from kvlingua.layouts.formats import format
-from kvlingua.layouts.geometry import Extent
+from kvlingua.layouts.geometry import Extent, Plane
 from kvlingua.layouts.memory import Buffer
 from tests.common.samples import containers, extents, namespace, stored
-
-DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
 
 
 @given(containers())
@@ -26,14 +26,17 @@ def test_safetensors_reads_what_was_written(container: Container) -> None:
     raw = torch.frombuffer(data, dtype=torch.uint8)[container.header_bytes :]
     offset = 0
     for plane in one.geometry.planes:
-        shape = (extent.heads, extent.layers, one.chunk_tokens, plane.width)
-        assert tuple(tensors[plane.name].shape) == shape
-        assert tensors[plane.name].dtype == DTYPES[one.kv_dtype]
-        size = tensors[plane.name].numel() * one.geometry.itemsize
+        heads = 1 if plane.per == "tensor" else extent.heads
+        tokens = one.chunk_tokens if plane.per == "token" else 1
+        assert tuple(tensors[plane.name].shape) == (heads, extent.layers, tokens, plane.width)
+        assert tensors[plane.name].dtype == getattr(torch, plane.dtype)
+        assert (container.header_bytes + offset) % plane.itemsize == 0
+        size = tensors[plane.name].numel() * plane.itemsize
         assert torch.equal(tensors[plane.name].view(torch.uint8).flatten(), raw[offset : offset + size])
         offset += size
     assert offset == container.data_bytes
-    assert sorted(tensors) == ["k", "v"]
+    names = [*one.planes, *(f"{name}_scale" for name in one.planes if one.scales_policy != "none")]
+    assert sorted(tensors) == sorted(names)
 
 
 @given(containers(), st.integers(0, 1 << 20))
@@ -73,24 +76,32 @@ def test_a_reader_of_a_part_checks_its_part(container: Container, data: st.DataO
     )
     place = data.draw(st.integers(0, container.data_bytes - 1))
     written[container.header_bytes + place] ^= 0x10
-    head, layer = cell(container, place)
-    if needed.head_start <= head < needed.head_stop and needed.layer_start <= layer < needed.layer_stop:
+    if needed.intersect(holder(container, place)):
         with pytest.raises(ContainerError, match="damaged"):
             container.verify(memoryview(written), digest, needed)
     else:
         container.verify(memoryview(written), digest, needed)
 
 
-def cell(container: Container, place: int) -> tuple[int, int]:
-    """Head and layer of the model that a byte of the data belongs to."""
+def holder(container: Container, place: int) -> Extent:
+    """The shard that a byte of the data belongs to; of one value for all heads, its layers of all the object's heads.
+
+    Found by filling a tensor of each plane's shape with the numbers of its shards.
+    """
     one, extent = container.namespace, container.extent
+    shards = one.grid.shards(extent)
     for plane in one.geometry.planes:
-        layer = one.chunk_tokens * plane.width * one.geometry.itemsize
-        size = layer * extent.layers * extent.heads
-        if place < size:
-            head, rest = divmod(place, layer * extent.layers)
-            return extent.head_start + head, extent.layer_start + rest // layer
-        place -= size
+        owner = torch.zeros((extent.heads, extent.layers, one.chunk_tokens, plane.width * plane.itemsize), dtype=int)
+        for number, shard in enumerate(shards):
+            heads = slice(shard.head_start - extent.head_start, shard.head_stop - extent.head_start)
+            layers = slice(shard.layer_start - extent.layer_start, shard.layer_stop - extent.layer_start)
+            owner[heads, layers] = number
+        owner = owner if plane.per == "token" else owner[:, :, :1]
+        owner = owner[:1] if plane.per == "tensor" else owner
+        if place < owner.numel():
+            found = shards[int(owner.flatten()[place])]
+            return replace(found, head_stop=extent.head_stop) if plane.per == "tensor" else found
+        place -= owner.numel()
     raise AssertionError("beyond the data")
 
 
@@ -108,8 +119,8 @@ def test_objects_side_by_side_are_a_pool_of_the_canonical_layout(container: Cont
         strides={"block": container.object_bytes},
     )
     tokens = count * one.chunk_tokens
-    shapes = [(extent.heads, tokens, plane.width) for plane in one.geometry.planes]
-    source = [torch.randn(shape).to(DTYPES[one.kv_dtype]) for _ in range(extent.layers) for shape in shapes]
+    planes = one.geometry.planes
+    source = [random_rows(plane, extent.heads, tokens) for _ in range(extent.layers) for plane in planes]
     contiguous = format("hf").pool(
         one.geometry, extent, page=tokens, blocks=1, buffers=[Buffer.of(tensor) for tensor in source]
     )
@@ -120,9 +131,16 @@ def test_objects_side_by_side_are_a_pool_of_the_canonical_layout(container: Cont
         container.write_header(head, bytes(32), index, body)
         tensors = safetensors.torch.load(bytes(written))
         rows = slice(index * one.chunk_tokens, (index + 1) * one.chunk_tokens)
-        for number, plane in enumerate(("k", "v")):
-            expected = torch.stack([tensor[:, rows] for tensor in source[number::2]], dim=1)
-            assert torch.equal(tensors[plane], expected)
+        for number, plane in enumerate(planes):
+            layers = [tensor[:, rows] if plane.per == "token" else tensor for tensor in source[number :: len(planes)]]
+            expected = torch.stack(layers, dim=1)
+            assert torch.equal(tensors[plane.name].view(torch.uint8), expected.view(torch.uint8))
+
+
+def random_rows(plane: Plane, heads: int, tokens: int) -> torch.Tensor:
+    """Any bits, `[head, token, dim]`."""
+    shape = 1 if plane.per == "tensor" else heads, tokens if plane.per == "token" else 1, plane.width * plane.itemsize
+    return torch.randint(0, 256, shape, dtype=torch.uint8).view(getattr(torch, plane.dtype))
 
 
 def test_an_object_of_something_else_is_refused() -> None:

@@ -1,12 +1,17 @@
-"""Write the golden files anew: `python tests/golden/make.py`. Only a new format version is a reason to.
+"""Write the golden files of version 1 anew: `python -m tests.golden.make`. They are frozen: it changes nothing.
 
-keys.json: token ids, seeds, chain digests, a namespace and object keys. object.safetensors: one whole object. A second
-implementation that reproduces both is a right one. sglang.json is not made here: it came out of SGLang.
+v1/keys.json: token ids, seeds, chain digests, a namespace and object keys. v1/<name>.safetensors: whole objects. A
+second implementation that reads and reproduces them is a right one. v0/ holds an object of the version before, which
+nobody reads any more. sglang.json is not made here: it came out of SGLang.
 """
 
 import json
 import struct
+from collections.abc import Iterator
+from dataclasses import dataclass
+from itertools import product
 from pathlib import Path
+from typing import Any
 
 from kvlingua.common.container import Container
 from kvlingua.common.identity.chain import chain_digests, request_seed
@@ -14,63 +19,107 @@ from kvlingua.common.identity.keys import object_key
 from kvlingua.common.identity.namespace import Namespace
 from kvlingua.layouts.geometry import Extent
 
-FOLDER = Path(__file__).parent
-OBJECT = FOLDER / "object.safetensors"
+FOLDER = Path(__file__).parent / "v1"
 KEYS = FOLDER / "keys.json"
-CHUNK = 1
 TOKENS = list(range(100, 116))
-EXTENT = Extent(2, 4, 0, 3)
-NAMESPACE = Namespace(
-    fingerprint="0123456789abcdef" * 4,
-    model_config={"model_type": "llama", "rms_norm_eps": 1e-5, "note": 'say "hé"', "rates": [0.1, 1e-7, 2.0, 1e21]},
-    overrides={},
-    rope={"type": "default", "theta": 500000.0, "rotary_dim": 4},
-    rope_order="half",
-    compute_dtype="bfloat16",
-    weight_format="safetensors",
-    quantization=None,
-    kv_dtype="bfloat16",
-    scales_policy="none",
-    layers=3,
-    kv_heads=4,
-    k_dim=4,
-    v_dim=2,
-    chunk_tokens=8,
-    heads_per_shard=1,
-    layers_per_shard=2,
-)
+CHUNK = 1
+FIELDS: dict[str, Any] = {
+    "fingerprint": "0123456789abcdef" * 4,
+    "model_config": {"model_type": "llama", "rms_norm_eps": 1e-5, "note": 'say "hé"', "rates": [0.1, 1e-7, 2.0, 1e21]},
+    "overrides": {},
+    "rope": {"type": "default", "theta": 500000.0, "rotary_dim": 4},
+    "rope_order": "half",
+    "compute_dtype": "bfloat16",
+    "weight_format": "safetensors",
+    "quantization": None,
+    "kv_dtype": "bfloat16",
+    "scales_policy": "none",
+    "layers": 3,
+    "kv_heads": 4,
+    "planes": {"k": 4, "v": 2},
+    "chunk_tokens": 8,
+    "heads_per_shard": 1,
+    "layers_per_shard": 2,
+}
 
 
-def value(plane: str, head: int, layer: int, token: int, dim: int) -> int:
-    """What the golden object holds: a whole number below 256, which bfloat16 holds exactly."""
-    return (head * 61 + layer * 29 + token * 7 + dim + (128 if plane == "v" else 0)) % 256
+@dataclass(frozen=True)
+class Golden:
+    """One golden object: the second chunk of TOKENS, as a writer that holds `extent` stores it."""
+
+    namespace: Namespace
+    extent: Extent
+
+    @classmethod
+    def of(cls, extent: Extent, **changes: Any) -> "Golden":
+        return cls(Namespace(**(FIELDS | changes)), extent)
 
 
-def golden_data() -> bytes:
-    """The tensors, k then v, `[head, layer, token, dim]`; a bfloat16 is the upper half of a float32."""
-    return b"".join(
-        struct.pack("<f", value(plane, head, layer, token, dim))[2:]
-        for plane, width in (("k", NAMESPACE.k_dim), ("v", NAMESPACE.v_dim))
-        for head in range(EXTENT.head_start, EXTENT.head_stop)
-        for layer in range(EXTENT.layer_start, EXTENT.layer_stop)
-        for token in range(NAMESPACE.chunk_tokens)
-        for dim in range(width)
-    )
+OBJECTS = {
+    "gqa_bfloat16": Golden.of(Extent(2, 4, 0, 3)),
+    "mla_bfloat16": Golden.of(
+        Extent(0, 1, 0, 2), kv_heads=1, planes={"latent": 16, "rope": 4}, rope_order="interleaved"
+    ),
+    "float32": Golden.of(Extent(0, 2, 2, 3), kv_dtype="float32", compute_dtype="float32"),
+    "float16_partly_rotated": Golden.of(
+        Extent(0, 4, 0, 3),
+        kv_dtype="float16",
+        compute_dtype="float16",
+        planes={"k": 8, "v": 8},
+        rope_order="interleaved",
+        layers_per_shard=3,
+    ),
+    "float8_e4m3fn_scaled_per_token": Golden.of(Extent(1, 3, 0, 3), kv_dtype="float8_e4m3fn", scales_policy="token"),
+    "float8_e5m2_scaled_per_head": Golden.of(Extent(0, 2, 0, 3), kv_dtype="float8_e5m2", scales_policy="head"),
+    "float8_e4m3fnuz_scaled_per_tensor": Golden.of(
+        Extent(2, 4, 0, 3), kv_dtype="float8_e4m3fnuz", scales_policy="tensor"
+    ),
+    "float8_e4m3fn_without_scales": Golden.of(Extent(0, 4, 0, 2), kv_dtype="float8_e4m3fn", rope_order="none", rope={}),
+}
 
 
-def golden_object() -> bytes:
-    """The second chunk of TOKENS, as a writer with kv heads 2-4 stores it."""
-    container = Container(NAMESPACE, EXTENT)
+def value(plane: int, head: int, layer: int, token: int, dim: int) -> int:
+    """What stands there: a whole number below 256. plane: its number among the object's, from 0."""
+    return (head * 61 + layer * 29 + token * 7 + dim + 128 * plane) % 256
+
+
+def element(dtype: str, number: int) -> bytes:
+    """How it is stored: as that number where it is 16 or 32 bits wide, as one of 112 finite codes where it is 8."""
+    if dtype == "float16":
+        return struct.pack("<e", number)
+    if dtype == "bfloat16":
+        return struct.pack("<f", number)[2:]  # the upper half of a float32
+    return struct.pack("<f", number) if dtype == "float32" else bytes([number % 112])
+
+
+def golden_data(golden: Golden) -> bytes:
+    """The tensors, plane after plane, `[head, layer, token, dim]`."""
+
+    def elements() -> Iterator[bytes]:
+        extent = golden.extent
+        for number, plane in enumerate(golden.namespace.geometry.planes):
+            heads = range(1) if plane.per == "tensor" else range(extent.head_start, extent.head_stop)
+            layers = range(extent.layer_start, extent.layer_stop)
+            tokens = range(golden.namespace.chunk_tokens if plane.per == "token" else 1)
+            for index in product(heads, layers, tokens, range(plane.width)):
+                yield element(plane.dtype, value(number, *index))
+
+    return b"".join(elements())
+
+
+def golden_object(golden: Golden) -> bytes:
+    container = Container(golden.namespace, golden.extent)
     written = memoryview(bytearray(container.object_bytes))
     head, data = written[: container.header_bytes], written[container.header_bytes :]
-    data[:] = golden_data()
-    digest = chain_digests(TOKENS, NAMESPACE.chunk_tokens)[CHUNK]
+    data[:] = golden_data(golden)
+    digest = chain_digests(TOKENS, golden.namespace.chunk_tokens)[CHUNK]
     container.write_header(head, digest, CHUNK, data)
     return bytes(written)
 
 
 def golden_keys() -> dict[str, object]:
     """Chains with and without seeds, a namespace and the keys in it."""
+    first = OBJECTS["gqa_bfloat16"]
     salted = request_seed("tenant", "salt")
     chains = [
         (TOKENS, 8, b""),
@@ -79,7 +128,7 @@ def golden_keys() -> dict[str, object]:
         ([0, (1 << 32) - 1], 1, request_seed(None, "")),
         ([], 64, b""),
     ]
-    digests = chain_digests(TOKENS, NAMESPACE.chunk_tokens)
+    digests = chain_digests(TOKENS, first.namespace.chunk_tokens)
     return {
         "chains": [
             {
@@ -90,11 +139,12 @@ def golden_keys() -> dict[str, object]:
             }
             for tokens, size, seed in chains
         ],
-        "namespace": {"json": NAMESPACE.json().decode(), "digest": NAMESPACE.digest},
-        "objects": [object_key(NAMESPACE.digest, digest, EXTENT) for digest in digests],
+        "namespace": {"json": first.namespace.json().decode(), "digest": first.namespace.digest},
+        "objects": [object_key(first.namespace.digest, digest, first.extent) for digest in digests],
     }
 
 
 if __name__ == "__main__":
-    OBJECT.write_bytes(golden_object())
+    for name, golden in OBJECTS.items():
+        (FOLDER / f"{name}.safetensors").write_bytes(golden_object(golden))
     KEYS.write_text(json.dumps(golden_keys(), indent=1, ensure_ascii=False) + "\n")

@@ -16,10 +16,10 @@ from kvlingua.layouts.errors import LayoutError
 
 def namespace(**changes: Any) -> Namespace:
     values: dict[str, Any] = {
-        "fingerprint": "x", "model_config": {}, "overrides": {}, "rope": {}, "rope_order": "half",
+        "fingerprint": "x", "model_config": {}, "overrides": {}, "rope": {}, "rope_order": "none",
         "compute_dtype": "float32", "weight_format": "safetensors", "quantization": None, "kv_dtype": "float32",
-        "scales_policy": "none", "layers": 3, "kv_heads": 2, "k_dim": 8, "v_dim": 4, "chunk_tokens": 4,
-        "heads_per_shard": 1, "layers_per_shard": 3,
+        "scales_policy": "none", "layers": 3, "kv_heads": 2, "planes": {"k": 8, "v": 4},
+        "chunk_tokens": 4, "heads_per_shard": 1, "layers_per_shard": 3,
     }  # fmt: skip
     return Namespace(**(values | changes))
 

@@ -41,8 +41,10 @@ def test_where_a_number_lies() -> None:
     k, v = pool(found).planes
     region = ((2 * HEADS) + 1) * PAGE * 2 * DIM
     base = found[3].data_ptr()
-    assert k.bases[3] + 2 * k.block + k.head + 7 * k.token + 5 * k.dim == base + 4 * (region + 5 * PAGE + 7)
-    assert v.bases[3] + 2 * v.block + v.head + 7 * v.token + 5 * v.dim == base + 4 * (region + (PAGE + 7) * DIM + 5)
+    assert (k.token, k.dim) == (((PAGE, 4),), ((DIM, 4 * PAGE),))
+    assert (v.token, v.dim) == (((PAGE, 4 * DIM),), ((DIM, 4),))
+    assert k.bases[3] + 2 * k.block + k.head == base + 4 * region
+    assert v.bases[3] + 2 * v.block + v.head == base + 4 * (region + PAGE * DIM)
 
 
 def test_blocks_with_something_between_them() -> None:
