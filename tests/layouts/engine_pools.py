@@ -1,47 +1,64 @@
 """Caches as the engines define them, filled by plain torch indexing: golden forms, independent of our notation.
 
-Everything holds bits (int16 or int32), one tensor [T, heads, width] per layer and plane going in.
+The definitions are in engine_pools_vllm.py, engine_pools_sglang.py and engine_pools_others.py. Everything holds bits.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
 import torch
 
-from kvlingua.layouts import Buffer, Extent, Geometry, Pool, format
+from kvlingua.layouts import Buffer, Extent, Geometry, Plane, Pool, format
+from tests.layouts.engine_pools_form import Form, Shape, numbers
+from tests.layouts.engine_pools_others import OTHER_FORMS
+from tests.layouts.engine_pools_sglang import SGLANG_FORMS
+from tests.layouts.engine_pools_vllm import VLLM_FORMS
 
-BITS = {2: torch.int16, 4: torch.int32}
-Content = Mapping[tuple[str, int, int], torch.Tensor]
-"""(plane, layer of the model, head of the model) -> [T, width]"""
+GOLDEN: Mapping[str, Form] = {form.name: form for form in (*OTHER_FORMS, *VLLM_FORMS, *SGLANG_FORMS)}
+"""The golden form of each row."""
+
+Content = Mapping[tuple[str, int], torch.Tensor]
+"""(plane, layer of the model) -> [T, heads of the model, width]; T or heads is 1 for scales that don't have them."""
+
+NOISE = torch.randint(0, 256, ((1 << 22) + 9973,), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
+
+
+def random_bytes(count: int, seed: int) -> torch.Tensor:
+    """Random bytes, on a cache line: NaNs and infinities among the numbers they make."""
+    noise = NOISE[seed * 7919 % 9973 :]
+    return noise[:count].clone() if count <= len(noise) else noise.repeat(-(-count // len(noise)))[:count]
 
 
 def random_bits(*shape: int, itemsize: int, seed: int) -> torch.Tensor:
-    """Random bits, NaNs and infinities among them."""
-    generator = torch.Generator().manual_seed(seed)
-    numbers = torch.randint(0, 256, (*shape, itemsize), dtype=torch.uint8, generator=generator)
-    return numbers.view(BITS[itemsize]).squeeze(-1)
+    """Random bits of numbers of that size."""
+    count = itemsize
+    for size in shape:
+        count *= size
+    return random_bytes(count, seed).view({1: torch.uint8, 2: torch.int16, 4: torch.int32}[itemsize]).view(shape)
 
 
 def random_content(geometry: Geometry, tokens: int, seed: int) -> Content:
     """Random KV of a whole model."""
+    generator = torch.Generator().manual_seed(seed)
     content = {}
-    for index, plane in enumerate(geometry.planes):
-        size = geometry.layers, geometry.kv_heads, tokens, plane.width
-        numbers = random_bits(*size, itemsize=geometry.itemsize, seed=2 * seed + index)
-        for layer in range(geometry.layers):
-            for head in range(geometry.kv_heads):
-                content[plane.name, layer, head] = numbers[layer, head]
+    for plane in geometry.planes:
+        rows = tokens if plane.per == "token" else 1
+        heads = 1 if plane.per == "tensor" else geometry.kv_heads
+        shape = geometry.layers, rows, heads, plane.width * plane.itemsize
+        layers = numbers(torch.randint(0, 256, shape, dtype=torch.uint8, generator=generator), plane)
+        content |= {(plane.name, layer): layers[layer] for layer in range(geometry.layers)}
     return content
 
 
 @dataclass
 class EnginePool:
-    """Memory of one engine: `memory` are whole allocations, with guard elements before and behind what is used.
+    """Memory of one engine: `memory` are whole allocations of bytes, with guard elements around what is used.
 
-    pad: elements between blocks that belong to nobody (for `hf`: tokens of a longer buffer behind each head).
+    pad: elements between blocks that belong to nobody (of `hf`: tokens beyond those held); only for padded forms.
     guard: elements; torch's memory begins on a cache line, so that this decides on which 16, 32 or 64 bytes ours does.
+    An element is one of the widest type that the planes have.
     """
 
     name: str
@@ -54,15 +71,17 @@ class EnginePool:
     guard: int = 24
 
     def __post_init__(self) -> None:
-        self.k_dim, self.v_dim = (plane.width for plane in self.geometry.planes)
+        self.form = GOLDEN[self.name]
+        unit = max(plane.itemsize for plane in self.geometry.planes)
+        pad = self.pad * (unit if self.form.has_blocks else 1)
+        self.shape = Shape(self.geometry, self.extent, self.page, self.blocks, pad)
         self.memory: list[torch.Tensor] = []
         self.used: list[torch.Tensor] = []
-        for index, size in enumerate(self._sizes()):
-            whole = random_bits(
-                size + 2 * self.guard, itemsize=self.geometry.itemsize, seed=1000 * (self.seed + 1) + index
-            )
+        for index, size in enumerate(self.form.sizes(self.shape)):
+            edge = self.guard * unit
+            whole = random_bytes(size + 2 * edge, 1000 * (self.seed + 1) + index)
             self.memory.append(whole)
-            self.used.append(whole[self.guard : self.guard + size])
+            self.used.append(whole[edge : edge + size])
 
     def clone(self) -> EnginePool:
         """The same pool with memory of its own."""
@@ -71,91 +90,31 @@ class EnginePool:
             theirs.copy_(ours)
         return twin
 
-    def _sizes(self) -> Iterator[int]:
-        """Elements of each allocation."""
-        heads, layers, both = self.extent.heads, self.extent.layers, self.k_dim + self.v_dim
-        for _ in range(1 if self.name == "canonical" else layers):
-            if self.name == "canonical":
-                yield self.blocks * (heads * layers * self.page * both + self.pad)
-            elif self.name == "hf":
-                yield heads * (self.page + self.pad) * self.k_dim
-                yield heads * (self.page + self.pad) * self.v_dim
-            elif self.name == "sglang_nhd":  # token rows: slots follow each other without a gap
-                yield self.blocks * self.page * heads * self.k_dim
-                yield self.blocks * self.page * heads * self.v_dim
-            elif self.name == "sglang_hnd":
-                yield self.blocks * (heads * self.page * self.k_dim + self.pad)
-                yield self.blocks * (heads * self.page * self.v_dim + self.pad)
-            else:
-                yield self.blocks * (heads * self.page * both + self.pad)
-
-    def _blocks(self, memory: torch.Tensor) -> torch.Tensor:
-        """[blocks, elements of a block without the padding]"""
-        rows: torch.Tensor = memory.unflatten(0, (self.blocks, -1))
-        return rows[:, : rows.shape[1] - self.pad]
-
     def put(self, content: Content, table: list[int], start: int, part: Extent) -> None:
         """Write `content` to the positions from `start` on of the sequence `table`, for heads and layers of `part`."""
-        for layer in range(part.layer_start, part.layer_stop):
-            for head in range(part.head_start, part.head_stop):
-                k, v = content["k", layer, head], content["v", layer, head]
-                position = torch.arange(start, start + len(k))
-                block, offset = torch.tensor(table)[position // self.page], position % self.page
-                self._put(k, v, layer - self.extent.layer_start, head - self.extent.head_start, block, offset)
+        tokens = max(len(rows) for rows in content.values())
+        position = torch.arange(start, start + tokens)[:, None]
+        block, at = torch.tensor(table)[position // self.page], position % self.page
+        head = torch.arange(part.head_start, part.head_stop)[None, :]
+        for plane in self.geometry.planes:
+            for layer in range(part.layer_start, part.layer_stop):
+                self._put(plane, layer, block, head, at, content[plane.name, layer])
 
     def _put(
-        self, k: torch.Tensor, v: torch.Tensor, layer: int, head: int, block: torch.Tensor, at: torch.Tensor
+        self, plane: Plane, layer: int, block: torch.Tensor, head: torch.Tensor, at: torch.Tensor, rows: torch.Tensor
     ) -> None:
-        """One head of one layer; k [T, k_dim], v [T, v_dim], block and offset [T]."""
-        heads, layers, page, dk, dv = self.extent.heads, self.extent.layers, self.page, self.k_dim, self.v_dim
-        if self.name == "canonical":  # a chunk: K [head, layer, token, dim], then V likewise
-            chunk = self._blocks(self.used[0])
-            end = heads * layers * page * dk
-            chunk[:, :end].unflatten(1, (heads, layers, page, dk))[block, head, layer, at] = k
-            chunk[:, end:].unflatten(1, (heads, layers, page, dv))[block, head, layer, at] = v
-        elif self.name == "hf":  # keys and values [head, token, dim] of a DynamicLayer; one block
-            self.used[2 * layer].unflatten(0, (heads, page + self.pad, dk))[head, at] = k
-            self.used[2 * layer + 1].unflatten(0, (heads, page + self.pad, dv))[head, at] = v
-        elif self.name == "vllm_lbhnc":  # [B, H, N, C], K = [..., :D], V = [..., D:]
-            cache = self._blocks(self.used[layer]).unflatten(1, (heads, page, dk + dv))
-            cache[block, head, at, :dk] = k
-            cache[block, head, at, dk:] = v
-        elif self.name == "vllm_lbnhc":  # logically [B, H, N, C], in memory [B, N, H, C]
-            cache = self._blocks(self.used[layer]).unflatten(1, (page, heads, dk + dv)).transpose(1, 2)
-            cache[block, head, at, :dk] = k
-            cache[block, head, at, dk:] = v
-        elif self.name in ("vllm_cpu_vec", "vllm_cpu_vec16"):  # per block and head: K as [D, N], then V as [N, D]
-            both = self._blocks(self.used[layer]).unflatten(1, (heads, page * (dk + dv)))
-            both[:, :, : page * dk].unflatten(2, (dk, page)).transpose(2, 3)[block, head, at] = k
-            both[:, :, page * dk :].unflatten(2, (page, dv))[block, head, at] = v
-        elif self.name == "sglang_nhd":  # k_buffer[layer] [slot, head, dim]
-            slot = block * page + at
-            self.used[2 * layer].unflatten(0, (-1, heads, dk))[slot, head] = k
-            self.used[2 * layer + 1].unflatten(0, (-1, heads, dv))[slot, head] = v
-        elif self.name == "sglang_hnd":  # k_buffer[layer] [page number, head, token, dim]
-            self._blocks(self.used[2 * layer]).unflatten(1, (heads, page, dk))[block, head, at] = k
-            self._blocks(self.used[2 * layer + 1]).unflatten(1, (heads, page, dv))[block, head, at] = v
-        else:
-            raise AssertionError(f"no golden form of {self.name}")
+        heads = head[0] if rows.shape[1] > 1 else torch.zeros(1, dtype=torch.int64)
+        x = rows[:, heads].expand(len(block), -1, -1)
+        cache = self.form.cache(self.shape, self.used, plane, layer - self.extent.layer_start)
+        self.form.write(self.shape, cache, plane, block, head - self.extent.head_start, at, x)
 
     def pool(self) -> Pool:
         """The same memory in our words, with the strides its tensors have."""
-        item = self.geometry.itemsize
-        strides: dict[str, int] = {}
-        if self.pad and self.name == "hf":
-            strides = {
-                "k.head": (self.page + self.pad) * self.k_dim * item,
-                "v.head": (self.page + self.pad) * self.v_dim * item,
-            }
-        elif self.pad and self.name == "sglang_hnd":
-            size = self.extent.heads * self.page * item
-            strides = {
-                "k.block": size * self.k_dim + self.pad * item,
-                "v.block": size * self.v_dim + self.pad * item,
-            }
-        elif self.pad and self.name != "sglang_nhd":
-            strides = {"block": len(self.used[0]) // self.blocks * item}
-        buffers = [Buffer(part.data_ptr(), part.nbytes, part) for part in self.used]
         return format(self.name).pool(
-            self.geometry, self.extent, page=self.page, blocks=self.blocks, buffers=buffers, strides=strides
+            self.geometry,
+            self.extent,
+            page=self.page,
+            blocks=self.blocks,
+            buffers=[Buffer(part.data_ptr(), part.nbytes, part) for part in self.form.buffers(self.shape, self.used)],
+            strides=self.form.strides(self.shape),
         )

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import ctypes
 import random
+from collections.abc import Callable
 from dataclasses import dataclass
+from functools import cache
 from typing import Any
 
 import pytest
@@ -12,33 +14,51 @@ import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from kvlingua.layouts import FORMATS, Buffer, Extent, Geometry, convert, native
+from kvlingua.layouts import FORMATS, Buffer, Extent, Geometry, LayoutError, Plane, convert, native
 from kvlingua.layouts.plan import Plan, make_plan
-from tests.layouts.engine_pools import EnginePool, random_bits, random_content
+from kvlingua.layouts.terms import term
+from kvlingua.layouts.view import View
+from tests.layouts.engine_pools import GOLDEN, EnginePool, random_bits, random_content
 
 DIMS = (32, 64, 80, 96, 128, 256)
-PAGES = (1, 16, 32, 64, 128)
-PAIRS = [(source, target) for source in FORMATS for target in FORMATS]
-KERNELS: tuple[native.Kernels, ...] = ("portable", "avx2", "avx512")
+PAGES = (1, 2, 5, 8, 16, 24, 32, 48, 64, 128)
+NUMBERS = ("float32", "float16", "bfloat16", "float8_e4m3fn", "float8_e4m3fnuz", "float8_e5m2", "uint8")
+KINDS = {
+    kind: [name for name, form in GOLDEN.items() if kind in form.kinds]
+    for kind in ("kv", "mla", "scaled", "fp4")  # K and V; latent and rope; fp8 with scales per token; fp4 with scales
+}
+"""The rows that keep a set of planes."""
+
+KERNELS: tuple[native.Kernels, ...] = ("portable", "avx2", "avx512", "neon")
+FEW = settings(max_examples=6, deadline=None, suppress_health_check=list(HealthCheck))
+MORE = settings(max_examples=12, deadline=None, suppress_health_check=list(HealthCheck))
+
+
+@dataclass(frozen=True)
+class Side:
+    """What varies on one side, the layout aside. page: which one of those that the layout can have."""
+
+    extent: Extent
+    page: int
+    start: int
+    pad: int
+    guard: int
 
 
 @dataclass(frozen=True)
 class Copy:
-    """What a property test varies, the layouts aside."""
+    """What a property test varies. equal: the geometry with K as wide as V, for engines that have no other."""
 
     geometry: Geometry
-    source_extent: Extent
-    target_extent: Extent
-    source_page: int
-    target_page: int
-    source_start: int
-    target_start: int
+    equal: Geometry
+    source: Side
+    target: Side
     tokens: int
-    source_pad: int
-    target_pad: int
-    source_guard: int
-    target_guard: int
     seed: int
+
+    def of(self, source: str, target: str) -> Geometry:
+        """The geometry for a pair."""
+        return self.equal if GOLDEN[source].equal or GOLDEN[target].equal else self.geometry
 
 
 @st.composite
@@ -51,130 +71,217 @@ def extents(draw: st.DrawFn, geometry: Geometry) -> Extent:
 
 
 @st.composite
-def copies(draw: st.DrawFn) -> Copy:
+def geometries(draw: st.DrawFn, kind: str) -> tuple[Geometry, Geometry]:
+    """A geometry of that kind, and the same with K as wide as V."""
+    layers, heads = draw(st.sampled_from(((1, 4), (2, 1), (2, 3), (3, 2))))
+    dtype = draw(st.sampled_from(NUMBERS))
     k_dim = draw(st.sampled_from(DIMS))
     v_dim = draw(st.just(k_dim) | st.sampled_from(DIMS))
-    dtype = draw(st.sampled_from(("float32", "float16", "bfloat16")))
-    geometry = Geometry.kv(draw(st.integers(1, 3)), draw(st.integers(1, 4)), k_dim, dtype, v_dim)
+    if kind == "kv":
+        return Geometry.kv(layers, heads, k_dim, dtype, v_dim), Geometry.kv(layers, heads, k_dim, dtype)
+    if kind == "scaled":
+        dtype = draw(st.sampled_from([name for name in NUMBERS if name.startswith("float8")]))
+        scaled = Geometry.kv(layers, heads, k_dim, dtype, v_dim, scales="token")
+    elif kind == "mla":
+        scaled = Geometry.mla(layers, draw(st.sampled_from((64, 96, 512))), draw(st.sampled_from((16, 64))), dtype)
+    else:
+        widths = {"k": k_dim // 2, "v": v_dim // 2}
+        numbers = [Plane(name, width, "float4_e2m1fn_x2") for name, width in widths.items()]
+        scales = [Plane(f"{name}_scale", width // 8, "uint8") for name, width in widths.items()]
+        scaled = Geometry(layers, heads, (*numbers, *scales))
+    return scaled, scaled
+
+
+@st.composite
+def copies(draw: st.DrawFn, kind: str) -> Copy:
+    geometry, equal = draw(geometries(kind))
     full = st.just(geometry.full)
-    source_extent = draw(full | extents(geometry))
-    overlapping = extents(geometry).filter(lambda extent: extent.intersect(source_extent) is not None)
+    extent = draw(full | extents(geometry))
+    overlapping = extents(geometry).filter(lambda other: other.intersect(extent) is not None)
+
+    def side(extent: Extent) -> Side:
+        return Side(
+            extent=extent,
+            page=draw(st.integers(0, 9)),
+            start=draw(st.just(0) | st.integers(0, 70)),
+            pad=draw(st.sampled_from((0, 0, 8, 32, 37))),
+            guard=draw(st.sampled_from((32, 16, 24, 27))),
+        )
+
     return Copy(
         geometry=geometry,
-        source_extent=source_extent,
-        target_extent=draw(full | overlapping),
-        source_page=draw(st.sampled_from(PAGES)),
-        target_page=draw(st.sampled_from(PAGES)),
-        source_start=draw(st.just(0) | st.integers(0, 70)),
-        target_start=draw(st.just(0) | st.integers(0, 70)),
+        equal=equal,
+        source=side(extent),
+        target=side(draw(full | overlapping)),
         tokens=draw(st.integers(1, 150)),
-        source_pad=draw(st.sampled_from((0, 0, 8, 32, 37))),
-        target_pad=draw(st.sampled_from((0, 0, 8, 32, 37))),
-        source_guard=draw(st.sampled_from((32, 16, 24, 27))),
-        target_guard=draw(st.sampled_from((32, 16, 24, 27))),
         seed=draw(st.integers(0, 2**16)),
     )
 
 
-def pool_and_table(
-    name: str, extent: Extent, page: int, stop: int, pad: int, guard: int, copy: Copy
-) -> tuple[EnginePool, list[int]]:
-    """A pool with a few blocks more than [0, stop) needs, and those blocks in random order."""
-    if name == "hf":
-        page, blocks = stop + 3, 1
-    else:
-        blocks = -(-stop // page) + 2
-    order = list(range(blocks))
-    random.Random(copy.seed).shuffle(order)
-    return EnginePool(name, copy.geometry, extent, page, blocks, pad, copy.seed, guard), order
+class Engine:
+    """A pool with a few blocks more than a sequence needs, those in random order, and where in it its tokens are."""
+
+    def __init__(self, name: str, geometry: Geometry, side: Side, tokens: int, seed: int) -> None:
+        form = GOLDEN[name]
+        stop = side.start + tokens
+        if form.has_blocks:
+            multiple = form.page_multiple(geometry.planes[0].itemsize)
+            pages = [page for page in PAGES if page % multiple == 0]
+            page = pages[side.page % len(pages)]
+            blocks = -(-stop // page) + 2
+        else:
+            page, blocks = stop + 3, 1
+        self.table = list(range(blocks))
+        random.Random(seed).shuffle(self.table)
+        self.start, self.stop = side.start, stop
+        pad = side.pad if form.padded else 0
+        self.pool = EnginePool(name, geometry, side.extent, page, blocks, pad, seed, side.guard)
+
+    def view(self, pool: EnginePool | None = None) -> View:
+        return (pool or self.pool).pool().view(self.table, self.start, self.stop)
 
 
-def supported(kernels: native.Kernels) -> bool:
-    """Whether this CPU has them."""
+@cache
+def kernels_here() -> tuple[native.Kernels, ...]:
+    """Those that this CPU has."""
     best = native.describe().rsplit(" ", 1)[-1]
-    return native.KERNELS[kernels] <= native.KERNELS[best]
+    if best == "neon":
+        return ("portable", "neon")
+    return tuple(kernels for kernels in KERNELS[:3] if native.KERNELS[kernels] <= native.KERNELS[best])
 
 
-def check(source_name: str, target_name: str, copy: Copy) -> None:
-    """Both backends write exactly what the golden form of the target says, and not one byte else."""
-    stop = copy.source_start + copy.tokens
-    source, source_table = pool_and_table(
-        source_name, copy.source_extent, copy.source_page, stop, copy.source_pad, copy.source_guard, copy
-    )
-    stop = copy.target_start + copy.tokens
-    target, target_table = pool_and_table(
-        target_name, copy.target_extent, copy.target_page, stop, copy.target_pad, copy.target_guard, copy
-    )
-    common = copy.source_extent.intersect(copy.target_extent)
+def check(source_name: str, target_names: list[str], copy: Copy) -> None:
+    """Both backends write exactly what the golden form of each target says, and not one byte else."""
+    content = {geometry: random_content(geometry, copy.tokens, copy.seed) for geometry in {copy.geometry, copy.equal}}
+
+    @cache
+    def source_of(geometry: Geometry) -> tuple[Engine, EnginePool]:
+        source = Engine(source_name, geometry, copy.source, copy.tokens, copy.seed)
+        source.pool.put(content[geometry], source.table, source.start, copy.source.extent)
+        return source, source.pool.clone()
+
+    common = copy.source.extent.intersect(copy.target.extent)
     assert common is not None
-    content = random_content(copy.geometry, copy.tokens, copy.seed)
-    source.put(content, source_table, copy.source_start, copy.source_extent)
-    before = source.clone()
-    expected = target.clone()
-    expected.put(content, target_table, copy.target_start, common)
+    for target_name in target_names:
+        pair, geometry = f"{source_name} to {target_name}", copy.of(source_name, target_name)
+        source, before = source_of(geometry)
+        target = Engine(target_name, geometry, copy.target, copy.tokens, copy.seed)
+        untouched, expected = target.pool.clone(), target.pool.clone()
+        expected.put(content[geometry], target.table, target.start, common)
 
-    by_torch = target.clone()
-    view = source.pool().view(source_table, copy.source_start, copy.source_start + copy.tokens)
-    convert(view, by_torch.pool().view(target_table, copy.target_start, stop), backend="torch")
-    for got, wanted in zip(by_torch.memory, expected.memory, strict=True):
-        assert torch.equal(got, wanted), "torch reference"
+        def compare(
+            what: str, engine: Engine = target, wanted: EnginePool = expected, old: EnginePool = untouched
+        ) -> None:
+            for got, right, fresh in zip(engine.pool.memory, wanted.memory, old.memory, strict=True):
+                assert torch.equal(got, right), what
+                got.copy_(fresh)
 
-    plan = make_plan(view, target.pool().view(target_table, copy.target_start, stop))
-    untouched = target.clone()
-    for kernels in filter(supported, KERNELS):
-        for stream_bytes in (0, 1):
-            for memory, old in zip(target.memory, untouched.memory, strict=True):
-                memory.copy_(old)
-            native.run(plan, kernels=kernels, stream_bytes=stream_bytes)
-            for got, wanted in zip(target.memory, expected.memory, strict=True):
-                assert torch.equal(got, wanted), f"native library, {kernels}, {stream_bytes=}"
-    for got, wanted in zip(source.memory, before.memory, strict=True):
-        assert torch.equal(got, wanted), "the source was written"
-
-
-@pytest.mark.parametrize(("source", "target"), PAIRS, ids=[f"{a}-{b}" for a, b in PAIRS])
-def test_pair(source: str, target: str) -> None:
-    # Defined inside, so that every pair explores for itself.
-    @settings(max_examples=10, deadline=None, suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large])
-    @given(copy=copies())
-    def explore(copy: Copy) -> None:
-        check(source, target, copy)
-
-    explore()
+        view, into = source.view(), target.view()
+        convert(view, into, backend="torch")
+        compare(f"{pair}: torch reference")
+        plan = make_plan(view, into)
+        for kernels in kernels_here():
+            for stream_bytes in (0, 1):
+                native.run(plan, kernels=kernels, stream_bytes=stream_bytes)
+                compare(f"{pair}: native library, {kernels}, {stream_bytes=}")
+        for got, right in zip(source.pool.memory, before.memory, strict=True):
+            assert torch.equal(got, right), f"{pair}: the source was written"
 
 
-def test_there_are_64_pairs() -> None:
-    assert len(PAIRS) == 64
+def explore(kind: str, rules: settings, check_one: Callable[[Copy], None]) -> None:
+    """Run `check_one` on examples of that kind. Defined at each call, so that every test explores for itself."""
+    rules(given(copy=copies(kind))(lambda copy: check_one(copy)))()
 
 
-@pytest.mark.parametrize("dtype", ["float32", "float16", "bfloat16"])
+SOURCES = [(kind, source) for kind, names in KINDS.items() for source in names]
+
+
+@pytest.mark.parametrize(("kind", "source"), SOURCES, ids=[f"{kind}-{source}" for kind, source in SOURCES])
+def test_from_each_to_every_other(kind: str, source: str) -> None:
+    explore(kind, FEW, lambda copy: check(source, KINDS[kind], copy))
+
+
+@pytest.mark.parametrize(("kind", "name"), SOURCES, ids=[f"{kind}-{name}" for kind, name in SOURCES])
+def test_each_from_and_to_what_is_stored(kind: str, name: str) -> None:
+    """The pairs that every store and every load goes through."""
+
+    def both(copy: Copy) -> None:
+        check(name, ["canonical"], copy)
+        check("canonical", [name], copy)
+
+    explore(kind, MORE, both)
+
+
+def test_all_rows_have_a_golden_form() -> None:
+    assert set(GOLDEN) == set(FORMATS)
+    assert len(FORMATS) >= 30
+    assert len({layout.spec for layout in FORMATS.values()}) >= 36
+    assert sum(len(names) ** 2 for names in KINDS.values()) > 1400
+
+
+GEOMETRIES = {
+    "kv": Geometry.kv(2, 1, 32, "float8_e4m3fn"),
+    "mla": Geometry.mla(2, 32, 32, "float8_e4m3fn"),
+    "scaled": Geometry.kv(2, 1, 32, "float8_e4m3fn", scales="token"),
+    "fp4": Geometry(2, 1, tuple(Plane(name, 32, "float4_e2m1fn_x2") for name in ("k", "v"))),
+}
+
+
+def test_planes_that_do_not_match_are_refused() -> None:
+    """All ordered pairs of rows with different planes; only fp8 with and without scales may be converted, if wanted."""
+
+    def view(kind: str, name: str) -> View:
+        page, blocks = (16, 2) if GOLDEN[name].has_blocks else (32, 1)
+        fp4 = Geometry(2, 1, (*GEOMETRIES["fp4"].planes, Plane("k_scale", 4, "uint8"), Plane("v_scale", 4, "uint8")))
+        geometry = fp4 if kind == "fp4" else GEOMETRIES[kind]
+        return EnginePool(name, geometry, geometry.full, page, blocks).pool().view([0, 1], 0, 8)
+
+    views = [(kind, view(kind, name)) for kind, names in KINDS.items() for name in names]
+    refused = 0
+    for kind, source in views:
+        for other, target in views:
+            if kind != other:
+                with pytest.raises(LayoutError, match=r"convert|plane|lossy|differ"):
+                    make_plan(source, target)
+                refused += 1
+                if {kind, other} == {"kv", "scaled"}:
+                    assert make_plan(source, target, allow_lossy=True).tokens == 8
+                else:
+                    with pytest.raises(LayoutError, match=r"convert|plane|differ"):
+                        make_plan(source, target, allow_lossy=True)
+    assert refused > 1000
+
+
+def test_a_row_takes_no_planes_but_its_own() -> None:
+    for layout in FORMATS.values():
+        own = {plane for plane, _ in layout.groups}
+        for geometry in GEOMETRIES.values():
+            if own and "*" not in own and own != {plane.name for plane in geometry.planes}:
+                with pytest.raises(LayoutError, match="planes"):
+                    layout.pool(geometry, geometry.full, page=16, blocks=1, buffers=[])
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float16", "bfloat16", "float8_e5m2"])
 @pytest.mark.parametrize("dim", DIMS)
-@pytest.mark.parametrize("page", PAGES)
+@pytest.mark.parametrize("page", [1, 16, 32, 64, 128])
 def test_each_page_and_head_dim(page: int, dim: int, dtype: str) -> None:
     """The grid itself, aligned as engines align, in the pairs with the most different loops; all kernels."""
+    geometry = Geometry.kv(2, 2, dim, dtype)
     for source, target in (
         ("vllm_cpu_vec", "canonical"),
         ("canonical", "vllm_cpu_vec"),
         ("sglang_nhd", "hf"),
         ("hf", "vllm_lbnhc"),
+        ("canonical", "vllm_rocm"),
+        ("llamacpp_v_trans", "canonical"),
+        ("vllm_cpu_amx", "vllm_aiter"),
     ):
-        geometry = Geometry.kv(2, 2, dim, dtype)
-        copy = Copy(
-            geometry=geometry,
-            source_extent=geometry.full,
-            target_extent=geometry.full,
-            source_page=64 if source == "canonical" else page,
-            target_page=64 if target == "canonical" else page,
-            source_start=0,
-            target_start=0,
-            tokens=page + 19,
-            source_pad=0,
-            target_pad=0,
-            source_guard=32,
-            target_guard=32,
-            seed=page,
-        )
-        check(source, target, copy)
+        sides = []
+        for name in (source, target):
+            pages = [other for other in PAGES if other % GOLDEN[name].page_multiple(2) == 0]
+            wanted = 64 if name == "canonical" else page
+            sides.append(Side(geometry.full, pages.index(wanted) if wanted in pages else 0, 0, 0, 32))
+        check(source, [target], Copy(geometry, geometry, sides[0], sides[1], page + 19, page))
 
 
 def test_the_check_notices_a_wrong_bit(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -183,61 +290,78 @@ def test_the_check_notices_a_wrong_bit(monkeypatch: pytest.MonkeyPatch) -> None:
 
     def wrong(plan: Plan, **options: Any) -> None:
         right(plan, **options)
-        ctypes.c_uint8.from_address(plan.planes[-1].target.bases[-1]).value ^= 1
+        ctypes.c_uint8.from_address(plan.target.pool.planes[-1].bases[-1]).value ^= 1
 
     monkeypatch.setattr(native, "run", wrong)
     geometry = Geometry.kv(1, 1, 32, "float32")
-    copy = Copy(geometry, geometry.full, geometry.full, 16, 16, 0, 0, 16, 0, 0, 32, 32, 1)
-    with pytest.raises(AssertionError, match="native library"):
-        check("hf", "sglang_hnd", copy)
+    side = Side(geometry.full, 4, 0, 0, 32)
+    with pytest.raises(AssertionError, match="hf to sglang_hnd: native library"):
+        check("hf", ["sglang_hnd"], Copy(geometry, geometry, side, side, 16, 1))
+
+
+@pytest.mark.parametrize("name", ["vllm_cpu_amx", "vllm_rocm", "llamacpp_v_trans"])
+def test_the_check_notices_a_wrong_row(monkeypatch: pytest.MonkeyPatch, name: str) -> None:
+    """And so does a row that takes K for plain [token, dim]."""
+    wrong = FORMATS["llamacpp" if name == "llamacpp_v_trans" else "vllm_b2hnd"]
+    monkeypatch.setattr("tests.layouts.engine_pools.format", lambda row: wrong if row == name else FORMATS[row])
+    geometry = Geometry.kv(1, 1, 32, "bfloat16")
+    side = Side(geometry.full, 0, 0, 0, 32)
+    with pytest.raises(AssertionError, match="torch reference"):
+        check("canonical", [name], Copy(geometry, geometry, side, side, 16, 1))
 
 
 @settings(max_examples=100, deadline=None)
 @given(data=st.data())
 def test_any_strides(data: st.DataObject) -> None:
     """Gaps along any axis, dim included, so that nothing need be contiguous anywhere: library against reference."""
-    geometry = Geometry.kv(
-        data.draw(st.integers(1, 3)), data.draw(st.integers(1, 3)), data.draw(st.integers(1, 40)), "bfloat16"
-    )
+    dim = data.draw(st.sampled_from((16, 32)) | st.integers(1, 40))
+    geometry = Geometry.kv(data.draw(st.integers(1, 3)), data.draw(st.integers(1, 3)), dim, "bfloat16")
     tokens = data.draw(st.integers(1, 40))
     views = []
     for seed in range(2):
-        layout = FORMATS[data.draw(st.sampled_from(sorted(FORMATS)))]
-        page = data.draw(st.integers(1, 20)) if "block" in layout.axes("k") else tokens
-        blocks = -(-tokens // page)
-        count = {(): 1, ("layer",): geometry.layers}.get(layout.separate, 2 * geometry.layers)
-        nbytes = 2**20 // count
-        memory = [random_bits(nbytes // 2, itemsize=2, seed=100 * seed + i) for i in range(count)]
-        sizes = {"layer": geometry.layers, "block": blocks, "head": geometry.kv_heads, "token": page}
-        strides: dict[str, int] = {}
-        inside = 2
+        split = dim % 16 == 0
+        names = [name for name in KINDS["kv"] if split or not any(c in FORMATS[name].spec for c in "/%")]
+        layout = FORMATS[data.draw(st.sampled_from(names))]
+        pages = st.sampled_from((16, 32)) if "token/" in layout.spec else st.integers(1, 20)
+        page = data.draw(pages) if "block" in layout.axes("k") else tokens
+        sizes = {"layer": geometry.layers, "block": -(-tokens // page), "head": geometry.kv_heads}
+        sizes |= {"token": page, "dim": dim}
         gaps = st.sampled_from((0, 0, 0, 2, 10))
-        for plane, axes in layout.groups:
-            extent = 2
-            for axis in reversed(axes):
-                strides[f"{plane}.{axis}"] = extent + data.draw(gaps)
-                extent = strides[f"{plane}.{axis}"] * sizes.get(axis, geometry.planes[0].width)
-            inside = extent if plane == "k" else inside + extent
-        for axis in reversed(layout.shared):
-            strides[axis] = inside + data.draw(gaps)
-            inside = strides[axis] * sizes.get(axis, geometry.planes[0].width)
+        strides: dict[str, int] = {}
+
+        def nest(words: tuple[str, ...], inside: int, prefix: str) -> int:
+            for word in reversed(words):
+                strides[prefix + word] = inside + data.draw(gaps)  # noqa: B023 - called in this round only
+                part = term(word)
+                inside = strides[prefix + word] * part.size(sizes[part.axis], 2)  # noqa: B023
+            return inside
+
+        if "plane" in layout.separate:
+            for plane in ("k", "v"):
+                nest(layout.axes(plane), 2, f"{plane}.")
+        else:
+            regions = [nest(layout.axes(plane)[len(layout.shared) :], 2, f"{plane}.") for plane in ("k", "v")]
+            nest(layout.shared, sum(regions), "")
+        count = (geometry.layers if "layer" in layout.separate else 1) * (2 if "plane" in layout.separate else 1)
+        memory = [random_bits(2**20 // count, itemsize=2, seed=100 * seed + i) for i in range(count)]
         pool = layout.pool(
             geometry,
             geometry.full,
             page=page,
-            blocks=blocks,
+            blocks=sizes["block"],
             buffers=[Buffer.of(part) for part in memory],
             strides=strides,
         )
-        order = list(range(blocks))
+        order = list(range(sizes["block"]))
         random.Random(seed).shuffle(order)
         views.append((pool.view(order, 0, tokens), memory))
     (source, _), (target, memory) = views
     before = [part.clone() for part in memory]
     convert(source, target, backend="torch")
     wanted = [part.clone() for part in memory]
-    for part, old in zip(memory, before, strict=True):
-        part.copy_(old)
-    native.run(make_plan(source, target), stream_bytes=data.draw(st.sampled_from((0, 1))))
-    for got, right in zip(memory, wanted, strict=True):
-        assert torch.equal(got, right)
+    for kernels in kernels_here():
+        for part, old in zip(memory, before, strict=True):
+            part.copy_(old)
+        native.run(make_plan(source, target), kernels=kernels, stream_bytes=data.draw(st.sampled_from((0, 1))))
+        for got, right in zip(memory, wanted, strict=True):
+            assert torch.equal(got, right), kernels
