@@ -50,12 +50,12 @@ class Cache:
         self.tokens = tokens
         self.extent = namespace.geometry.full if extent is None else extent
         self.namespace, self.layout = namespace, layout
-        geometry = namespace.geometry
-        per_token = [plane.width * plane.itemsize * self.extent.heads for plane in geometry.planes]
+        geometry, row = namespace.geometry, Extent(self.extent.head_start, self.extent.head_stop, 0, 1)
+        sizes = [geometry.elements(plane, row, tokens) * plane.itemsize for plane in geometry.planes]
         self.memory = [
-            bytearray(self._noise(seed, layer, plane, per * tokens))
+            bytearray(self._noise(seed, layer, plane, nbytes))
             for layer in range(self.extent.layers)
-            for plane, per in enumerate(per_token)
+            for plane, nbytes in enumerate(sizes)
         ]
 
     @staticmethod
@@ -76,6 +76,19 @@ class Cache:
 
     def view(self, start: int = 0, stop: int | None = None) -> View:
         return self.pool.view(array("q", [0]), start, self.tokens if stop is None else stop)
+
+    def part(self, extent: Extent) -> "Cache":
+        """A copy of the heads and layers that `extent` holds."""
+        part = Cache(self.namespace, self.tokens, extent=extent, layout=self.layout)
+        planes = self.namespace.geometry.planes
+        for index, memory in enumerate(part.memory):
+            layer, plane = index // len(planes) + extent.layer_start - self.extent.layer_start, index % len(planes)
+            whole = self.memory[layer * len(planes) + plane]
+            heads = 1 if planes[plane].per == "tensor" else self.extent.heads
+            first = 0 if planes[plane].per == "tensor" else extent.head_start - self.extent.head_start
+            start = first * (len(whole) // heads)
+            memory[:] = whole[start : start + len(memory)]
+        return part
 
     def bytes_of(self, token: int, layer: int, plane: int, head: int) -> bytes:
         """One row [dim] of the layout `hf`: [head, token, dim] per layer and plane."""

@@ -1,0 +1,88 @@
+"""Engines that keep the same numbers in another order or dtype: what is stored is exact, and a cast is only made where
+the caller allows it."""
+
+import struct
+
+import pytest
+
+from kvlingua.common.cache import KVCache
+from kvlingua.common.identity.namespace import Namespace
+from kvlingua.layouts.errors import LayoutError
+from tests.common.kv import Cache, namespace
+
+TOKENS = list(range(32))
+HALF = namespace(rope_order="half", rope={"rotary_dim": 6})  # 6 of 8
+INTERLEAVED = namespace(rope_order="interleaved", rope={"rotary_dim": 6})
+BFLOAT16 = namespace(kv_dtype="bfloat16")
+FP8 = namespace(kv_dtype="float8_e4m3fn", scales_policy="token")
+
+
+def stored(cache: KVCache, one: Namespace, source: Cache) -> None:
+    handle = cache.store(one, TOKENS, source.view(), 0, 32)
+    assert handle.committed.wait(10)
+    assert (handle.stored, handle.error) == (2, None)
+
+
+def loaded(cache: KVCache, one: Namespace, into: Namespace, allow_lossy: bool = False) -> Cache:
+    target = Cache(into, 32)
+    hit = cache.lookup(one, TOKENS)
+    assert hit.tokens == 32
+    cache.load(hit, target.view(), 0, 32, allow_lossy=allow_lossy)
+    return target
+
+
+def exact(one: Namespace, seed: int = 1) -> Cache:
+    """A cache of small whole numbers, which every dtype but fp8 holds."""
+    cache = Cache(one, 32)
+    for index, memory in enumerate(cache.memory):
+        code = {"float32": "<f", "bfloat16": "<f"}[one.kv_dtype]
+        size = 4 if one.kv_dtype == "float32" else 2
+        for place in range(len(memory) // size):
+            memory[place * size : (place + 1) * size] = struct.pack(code, (place + 7 * index + seed) % 200)[-size:]
+    return cache
+
+
+def test_another_order_of_rotated_dims_is_permuted() -> None:
+    """Dim 2i of an interleaved head is dim i of a half one, dim 2i + 1 is dim i + 3; the other two stay."""
+    with KVCache.open("memory://") as cache:
+        source = Cache(INTERLEAVED, 32, seed=1)
+        stored(cache, HALF, source)
+        assert loaded(cache, HALF, INTERLEAVED).memory == source.memory
+        half = loaded(cache, HALF, HALF)
+    for token, layer, head in ((0, 0, 0), (31, 2, 3), (17, 1, 2)):
+        before, after = source.bytes_of(token, layer, 0, head), half.bytes_of(token, layer, 0, head)
+        dims = [before[4 * dim : 4 * dim + 4] for dim in (0, 2, 4, 1, 3, 5, 6, 7)]
+        assert after == b"".join(dims) != before
+        assert source.bytes_of(token, layer, 1, head) == half.bytes_of(token, layer, 1, head)
+
+
+def test_another_width_of_rotated_dims_is_another_model() -> None:
+    with KVCache.open("memory://") as cache:
+        for other in (namespace(rope={"rotary_dim": 4}), namespace(rope={}, rope_order="none")):
+            with pytest.raises(LayoutError, match="of another model than the target"):
+                cache.store(HALF, TOKENS, Cache(other, 32, seed=1).view(), 0, 32)
+
+
+def test_a_wider_dtype_holds_what_a_narrower_one_has() -> None:
+    with KVCache.open("memory://") as cache:
+        source = exact(BFLOAT16)
+        stored(cache, namespace(), source)
+        assert loaded(cache, namespace(), namespace()).memory == exact(namespace()).memory
+        target = Cache(BFLOAT16, 32)
+        with pytest.raises(LayoutError, match="allow_lossy"):
+            cache.load(cache.lookup(namespace(), TOKENS), target.view(), 0, 32)
+        assert target.untouched()
+        assert loaded(cache, namespace(), BFLOAT16, allow_lossy=True).memory == source.memory
+
+
+@pytest.mark.parametrize(
+    ("one", "source"),
+    [(BFLOAT16, namespace()), (FP8, namespace()), (FP8, BFLOAT16), (namespace(kv_dtype="float8_e4m3fn"), FP8)],
+    ids=["narrower", "scales to be made", "scales to be made of bfloat16", "scales to be lost"],
+)
+def test_what_would_lose_something_is_not_stored(one: Namespace, source: Namespace) -> None:
+    with KVCache.open("memory://") as cache:
+        with pytest.raises(LayoutError, match="allow_lossy"):
+            cache.store(one, TOKENS, Cache(source, 32, seed=1).view(), 0, 32)
+        assert cache.flush(10)
+        assert cache.lookup(one, TOKENS).tokens == 0
