@@ -8,9 +8,11 @@
 #include <thread>
 #include <vector>
 
+#include "cast.h"
 #include "check.h"
 #include "copy.h"
 #include "kernels.h"
+#include "scales.h"
 #include "types.h"
 
 namespace kvl {
@@ -19,19 +21,17 @@ namespace {
 constexpr int64_t kStreamBytes = 16 << 20;  // about where an output no longer fits in the last-level cache
 constexpr int64_t kThreadBytes = 1 << 20;   // less than this isn't worth a thread
 
-// Whether all planes are of the kinds that this library knows how to convert.
-bool supported(const kvl_plan& plan) {
-    return std::all_of(plan.plane, plan.plane + plan.planes,
-                       [](const kvl_plane& plane) { return !plane.once && plane.op == KVL_COPY; });
-}
-
 // What one thread does: everything that can fail when it is made, the rest when it is run.
 struct Share {
     Share(const kvl_plan& plan, const Kernels& kernels, bool stream, int64_t first, int64_t last)
-        : copy(plan, kernels, stream, first, last) {}
-    void run() { copy.run(); }
+        : copy(plan, kernels, stream, first, last), cast(plan, kernels, stream, first, last) {}
+    void run() {
+        copy.run();
+        cast.run();
+    }
 
     Copy copy;
+    Cast cast;
 };
 
 // Runs the first share here and the others in threads of their own.
@@ -50,12 +50,15 @@ void run_all(std::deque<Share>& shares) {
 
 int32_t convert_shares(const kvl_plan& plan, int64_t first, int64_t last, int64_t count, bool stream) {
     const Kernels* kernels = find_kernels(plan.kernels);
-    if (!kernels || !supported(plan)) return KVL_UNSUPPORTED;
+    if (!kernels) return KVL_UNSUPPORTED;
     if (first == last) return KVL_OK;
     const int64_t tokens = last - first;
     const auto begin = [&](int64_t i) { return first + tokens / count * i + tokens % count * i / count; };
     std::deque<Share> shares;
     for (int64_t i = 0; i < count; ++i) shares.emplace_back(plan, *kernels, stream, begin(i), begin(i + 1));
+    const int32_t wrong = check_scales(plan, first, last);
+    if (wrong) return wrong;
+    convert_once(plan, *kernels, first, last);
     run_all(shares);
     return KVL_OK;
 }

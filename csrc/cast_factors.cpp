@@ -1,0 +1,87 @@
+#include "cast_factors.h"
+
+#include <algorithm>
+#include <cmath>
+
+#include "types.h"
+
+namespace kvl {
+namespace {
+
+float largest_number(int32_t fp8) { return fp8 == KVL_E4M3FN ? 448.0f : fp8 == KVL_E4M3FNUZ ? 240.0f : 57344.0f; }
+
+// The scale that brings `largest` to the type's largest number. None for what no scale could save, nor so small that
+// its reciprocal might be infinite: those numbers stay as they are.
+float made_scale(float largest, float type_largest) {
+    const float scale = largest / type_largest;
+    return std::isfinite(largest) && scale >= 0x1p-126f ? scale : 1.0f;
+}
+
+}  // namespace
+
+Scales::Scales(const kvl_side& side, const kvl_view& view, int64_t first, int64_t last) : side_(&side) {
+    if (!side.base) return;
+    offset_.reserve(static_cast<size_t>(last - first));
+    for (int64_t p = view.start + first; p < view.start + last; ++p)
+        offset_.push_back(view.table[p / view.page] * side.block + token_offset(side, p % view.page));
+}
+
+bool Scales::single(int64_t heads) const {
+    return !side_->base || ((heads == 1 || !side_->head) && !side_->block && !side_->token && !side_->tile);
+}
+
+CastFactors::CastFactors(const kvl_plan& plan, const kvl_plane& plane, const CastKernels& kernels, int64_t first,
+                         int64_t last)
+    : plane_(plane),
+      kernels_(kernels),
+      source_(plane.source_scale, plan.source, first, last),
+      target_(plane.target_scale, plan.target, first, last),
+      single_(plane.op == KVL_CAST && source_.single(plane.heads) && target_.single(plane.heads)) {}
+
+void CastFactors::reserve(int64_t rows) {
+    for (std::vector<float>& factor : factor_)
+        factor.resize(std::max(factor.size(), static_cast<size_t>(single_ ? 1 : rows)), 1.0f);
+}
+
+template <typename F>
+void CastFactors::each_row(const CastForm& form, bool by_head, int64_t token, int64_t head, const F& row) const {
+    if (single_) return row(token, head);
+    const int64_t tokens = token + form.tokens(), heads = head + form.heads();
+    if (by_head) {
+        for (int64_t h = head; h < heads; ++h)
+            for (int64_t t = token; t < tokens; ++t) row(t, h);
+    } else {
+        for (int64_t t = token; t < tokens; ++t)
+            for (int64_t h = head; h < heads; ++h) row(t, h);
+    }
+}
+
+void CastFactors::fill(CastRows* rows, const CastForm& form, bool by_head, int64_t layer, int64_t token, int64_t head) {
+    int count = 0;
+    const auto each = [&](const auto& value) {
+        float* next = factor_[count++].data();
+        each_row(form, by_head, token, head, [&](int64_t t, int64_t h) { *next++ = value(t, h); });
+    };
+    if (source_.exist()) each([&](int64_t t, int64_t h) { return *source_.at(layer, t, h); });
+    if (plane_.op == KVL_CAST) {
+        if (plane_.factor != 1.0f) each([&](int64_t, int64_t) { return plane_.factor; });
+        if (target_.exist()) each([&](int64_t t, int64_t h) { return 1.0f / *target_.at(layer, t, h); });
+    } else {
+        float* largest = factor_[count].data();
+        kernels_.largest[plane_.source_type - 1](*rows, largest);
+        const float type_largest = largest_number(plane_.target_type);
+        const float* source = count ? factor_[0].data() : nullptr;
+        each([&](int64_t t, int64_t h) {
+            const float most = source ? std::fabs(*largest * *source++) : *largest;
+            ++largest;
+            const float scale = made_scale(most, type_largest);
+            *target_.at(layer, t, h) = scale;
+            return 1.0f / scale;
+        });
+    }
+    rows->one = count <= 1;
+    rows->factor_step = single_ ? 0 : 1;
+    for (int i = 0; i < 3; ++i) rows->factor[i] = factor_[i].data();  // those that weren't filled in are 1
+}
+
+}  // namespace kvl
