@@ -1,15 +1,21 @@
 """Time to first token on a prefix that another process has stored, against computing it, per engine.
 
-    python benchmarks/ttft.py [--engines hf,vllm,sglang] [--tokens 2048] [--rounds 3] [--json] [--check]
+    python benchmarks/ttft.py [--engines hf,vllm,sglang] [--tokens 4096] [--dtype bfloat16] [--rounds 5] [--json] [--check]
 
-A Llama with random weights, 8 layers of 1,024, MLP 8 times as wide (--mlp), fp32. A prompt is a prefix of --tokens
-tokens and a question of 16. A producer process reads one prefix a round. A second process of the same engine then
-measures, round by round: a prompt with an unseen prefix (cold), one with the stored prefix and another question
-(warm), and one with the same prefix and a third question, out of the engine's own prefix cache (the floor of any
-reuse; transformers: a cache object kept by the caller). All in one warmed process, so that drifts of the machine meet
-all three alike. The store is a folder, its files in the page cache. SGLang's attention for CPUs computes the whole
-prefix's attention anew for every suffix, which is its floor: with a narrower MLP even its own prefix cache is less
-than 8 times faster than computing.
+A Llama with random weights, 8 layers of 1,024, 8 kv heads of 128, MLP 8 times as wide (--mlp): 4,096 tokens are 128 MiB
+of KV in bfloat16. One compute thread. A prompt is a prefix of --tokens tokens and a question of 16. A producer process
+reads one prefix a round. A second process of the same engine then measures, round by round: a prompt with an unseen
+prefix (cold), one with the stored prefix and another question (warm), and one with the same prefix and a third
+question, out of the engine's own prefix cache (the floor of any reuse; transformers: a cache object kept by the
+caller). All in one process that has answered such prompts before, so that drifts of the machine meet all three alike.
+The store is a folder, its files in the page cache.
+
+In each round the engine's counters must say that just the prefix was reused, and in float32 the first token must be the
+one computed without a store. In bfloat16 tokens aren't compared: in a model of random weights the best two are often so
+near that computing a prompt in other pieces swaps them, with any cache or none.
+
+SGLang's attention for CPUs computes the whole prefix's attention anew for every suffix, which is its floor: with a
+narrower MLP even its own prefix cache is less than 8 times faster than computing.
 """
 
 import argparse
@@ -30,7 +36,8 @@ from engines.drivers.protocol import Ask
 from engines.launch import engines as known_engines
 from kvlingua.common.prefix import reusable_tokens
 
-TARGET = 8.0  # cold / warm, at 2,048 tokens
+FASTER = 8.0  # cold / warm, at least
+NEAR_OWN = {"vllm": 1.6}  # warm / own prefix cache, at most
 PAGES = {"hf": 1, "vllm": 128, "sglang": 16}
 CHUNK_TOKENS = 64
 VOCABULARY = 1024
@@ -48,7 +55,7 @@ class Round:
 
 
 def make_model(folder: Path, mlp: int) -> None:
-    """8 layers x 1,024, 8 kv heads x 128: 64 KiB of KV a token in fp32."""
+    """8 layers x 1,024, 8 kv heads x 128: 32 KiB of KV a token in bfloat16."""
     import torch
     from transformers import LlamaConfig, LlamaForCausalLM
 
@@ -75,8 +82,8 @@ def texts(count: int, tokens: int, seed: int) -> list[list[int]]:
     return [[rng.randrange(3, VOCABULARY) for _ in range(tokens)] for _ in range(count)]
 
 
-def measure(engine: str, model: Path, tokens: int, rounds: int, work: Path) -> Iterator[Round]:
-    """The rounds of one engine. Raises RuntimeError if what is called warm wasn't, or gives another token."""
+def measure(engine: str, model: Path, tokens: int, dtype: str, rounds: int, work: Path) -> Iterator[Round]:
+    """The rounds of one engine. Raises RuntimeError if what is called warm wasn't, or in float32 gives another token."""
     store = work / f"store-{engine}"
     stored, unseen, warm_ups = texts(rounds, tokens, seed=1), texts(rounds, tokens, seed=2), texts(2, tokens, seed=3)
     first, second, third = texts(3, QUESTION, seed=4)
@@ -94,34 +101,36 @@ def measure(engine: str, model: Path, tokens: int, rounds: int, work: Path) -> I
             page=PAGES[engine],
             max_model_len=whole + CHUNK_TOKENS,
             role=role,
+            dtype=dtype,
             engine=room,
         )
 
-    def first_token(driver: Driver, prompt: list[int], reused: int | None) -> tuple[float, int]:
+    def first_token(driver: Driver, prompt: list[int], reused: int = 0, own: int = 0) -> tuple[float, int]:
         reply = driver.generate(Ask(prompt, max_tokens=1))
-        if reused is not None and reply.reused != reused:
-            raise RuntimeError(f"{engine}: {reply.reused} tokens reused, expected {reused}; log: {driver.log}")
+        if reply.reused != reused or reply.local < own:
+            found = f"{reply.reused} tokens reused, {reply.local} from its own cache"
+            raise RuntimeError(f"{engine}: {found}, expected {reused} and {own}; log: {driver.log}")
         answer = reply.answers[0]
         assert answer.ttft_s is not None
         return answer.ttft_s, answer.tokens[0]
 
     with launch("producer", "producer") as driver:
-        first_token(driver, warm_ups[0][:CHUNK_TOKENS], 0)
+        first_token(driver, warm_ups[0][:CHUNK_TOKENS])
         for prefix in stored:
-            first_token(driver, prefix + first, 0)
-        expected = [first_token(driver, prefix + second, None)[1] for prefix in stored]
+            first_token(driver, prefix + first)
+        expected = [first_token(driver, prefix + second)[1] for prefix in stored]
         driver.wait_objects(rounds * (tokens // CHUNK_TOKENS))
     with launch("consumer", "consumer") as driver:
-        first_token(driver, warm_ups[1], 0)
+        first_token(driver, warm_ups[1])
         for prefix, other, token in zip(stored, unseen, expected, strict=True):
-            cold, _ = first_token(driver, other + second, 0)
-            warm, found = first_token(driver, prefix + second, wanted)
-            if found != token:
+            cold, _ = first_token(driver, other + second)
+            warm, found = first_token(driver, prefix + second, reused=wanted)
+            if found != token and dtype == "float32":
                 raise RuntimeError(f"{engine}: token {found} from the store, {token} computed")
             if engine == "hf":
                 floor = driver.call("own_cache", prefix=prefix, question=third)
             else:
-                floor, _ = first_token(driver, prefix + third, 0)
+                floor, _ = first_token(driver, prefix + third, own=wanted)
             yield Round(cold, warm, floor)
 
 
@@ -139,25 +148,27 @@ def row(name: str, ratios: list[float]) -> dict[str, object]:
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--engines", default=",".join(known_engines()))
-    parser.add_argument("--tokens", type=int, default=2048)
-    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--tokens", type=int, default=4096)
+    parser.add_argument("--dtype", choices=["float32", "bfloat16"], default="bfloat16", help="of weights and KV")
+    parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--mlp", type=int, default=8192, help="width of the MLP (default: %(default)s)")
     parser.add_argument("--json", action="store_true", help="one object a row instead of a table")
-    parser.add_argument("--check", action="store_true", help=f"exit 1 unless cold / warm is at least {TARGET:g}")
+    limits = ", ".join(f"{engine}: warm / own prefix cache at most {limit:g}" for engine, limit in NEAR_OWN.items())
+    check = f"exit 1 unless cold / warm is at least {FASTER:g} ({limits})"
+    parser.add_argument("--check", action="store_true", help=check)
     options = parser.parse_args()
     met = True
     with tempfile.TemporaryDirectory(prefix="kvlingua-ttft-") as name:
         work = Path(name)
         make_model(work / "model", options.mlp)
         if not options.json:
-            print(f"{options.tokens} tokens, {options.rounds} rounds, ratios as median (min - max)")
+            print(f"{options.tokens} tokens, {options.dtype}, {options.rounds} rounds, ratios as median (min - max)")
         for engine in options.engines.split(","):
-            rounds = list(measure(engine, work / "model", options.tokens, options.rounds, work))
-            rows = [
-                row(f"{engine}: cold / warm", [one.cold / one.warm for one in rounds]),
-                row(f"{engine}: warm / own prefix cache", [one.warm / one.floor for one in rounds]),
-            ]
-            met = met and float(str(rows[0]["ratio"])) >= TARGET
+            rounds = list(measure(engine, work / "model", options.tokens, options.dtype, options.rounds, work))
+            faster, near = [one.cold / one.warm for one in rounds], [one.warm / one.floor for one in rounds]
+            rows = [row(f"{engine}: cold / warm", faster), row(f"{engine}: warm / own prefix cache", near)]
+            met = met and statistics.median(faster) >= FASTER
+            met = met and statistics.median(near) <= NEAR_OWN.get(engine, float("inf"))
             for each in rows:
                 print(
                     json.dumps(each)

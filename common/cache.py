@@ -12,7 +12,6 @@ from kvlingua.common.identity.namespace import Namespace
 from kvlingua.common.metrics import Counts, Stopwatch
 from kvlingua.common.nearest import nearest
 from kvlingua.common.running import EXIT_FLUSH_S, Running
-from kvlingua.common.slots import slot_bytes
 from kvlingua.common.stores.store import open_store
 from kvlingua.common.storing import StoreHandle
 from kvlingua.layouts.casts import conversions
@@ -70,7 +69,7 @@ class KVCache:
         """The longest stored run of whole chunks that `tokens` begin with. No side effects, cheap to repeat.
 
         seed: `request_seed` of the request. extent: which heads and layers are needed; all by default. digests:
-        `chain_digests` of the tokens, if the caller has them. Never more than what can be verified in `queue_bytes`
+        `chain_digests` of the tokens, if the caller has them. Never more than what can be loaded with `queue_bytes`
         of memory. Raises StoreTimeout after `lookup_timeout_s`, StoreError, IdentityError.
         """
         extent = namespace.grid.full if extent is None else extent
@@ -88,7 +87,7 @@ class KVCache:
                 lambda: find(running.store, namespace, chain, extent),
                 self._config.lookup_timeout_s,
             )
-        covers = covers[: self._fitting(running, namespace, covers)]
+        covers = covers[: loading.fitting(running, namespace, covers)]
         running.counts.lookup(hit=bool(covers))
         return Hit(namespace, extent, chain[: len(covers)], len(covers) * namespace.chunk_tokens, covers)
 
@@ -98,8 +97,10 @@ class KVCache:
 
         The view may hold the numbers in another order of rotated dims, and in another dtype or with other scales: a
         wider one, and only if the caller allows it (`allow_lossy`) one that can't hold them all exactly.
-        Everything is read and verified in memory of our own first. If this raises, nothing was written: LoadError
-        (an object is damaged, which is removed, or gone), StoreTimeout after `load_timeout_s`, StoreError, LayoutError.
+        Each object is verified before a byte of it is written. If this raises, some tokens may have been written, each
+        with its own verified KV, and all must be taken as not loaded; once it has returned or raised, nothing is
+        written any more. LoadError: an object is damaged (it is removed) or gone. StoreTimeout after `load_timeout_s`.
+        StoreError, LayoutError.
         """
         with Stopwatch("load", self._scheme):
             loading.load(self._in_this_process(), hit, into, start, stop, allow_lossy)
@@ -179,12 +180,3 @@ class KVCache:
                     self._running.pop(other).leave()
                 running.start()
         return running
-
-    def _fitting(self, running: Running, namespace: Namespace, covers: Sequence[Sequence[Extent]]) -> int:
-        """How many leading chunks `queue_bytes` of memory hold while they are verified."""
-        room = self._config.queue_bytes
-        for count, cover in enumerate(covers):
-            room -= sum(slot_bytes(running.container(namespace, extent)) for extent in cover)
-            if room < 0:
-                return count
-        return len(covers)

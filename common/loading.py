@@ -1,62 +1,92 @@
-"""From the store into an engine: read everything, verify everything, and only then write."""
+"""From the store into an engine: nothing is written that isn't verified, and nothing once the load is over.
 
-import logging
+Objects that are files go straight to the engine, one after the other through memory that stays in the cache (`bulk`).
+Those of other stores, and all of them where there is no native library, are read and verified in memory of our own
+before the first is converted.
+"""
+
+import mmap
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import groupby
 
-from kvlingua.common import log
-from kvlingua.common.errors import ContainerError, LoadError, StoreError, StoreTimeout
-from kvlingua.common.guard import REPEAT_S, reason_of
+from kvlingua.common import bulk
+from kvlingua.common.container import Container
+from kvlingua.common.errors import LoadError, StoreTimeout
+from kvlingua.common.fetching import Trouble, Wanted, fetch, refuse
 from kvlingua.common.hit import Hit
-from kvlingua.common.identity.keys import object_key
+from kvlingua.common.identity.extents import Cover
+from kvlingua.common.identity.namespace import Namespace
 from kvlingua.common.running import Running
-from kvlingua.common.slots import Slots, part, slot_bytes
-from kvlingua.common.stores.store import Read
+from kvlingua.common.slots import Slots, part, passing, slot_bytes
+from kvlingua.common.stores.store import Files
+from kvlingua.layouts.casts import conversions
 from kvlingua.layouts.convert import convert
 from kvlingua.layouts.errors import LayoutError
+from kvlingua.layouts.geometry import Extent
+from kvlingua.layouts.plan import make_plan
 from kvlingua.layouts.view import View
 
 
 @dataclass(frozen=True, slots=True)
 class _Piece:
-    """Chunks [first, first + slots.count) of the prompt as objects of one extent."""
+    """Objects of one container, of chunks that follow one another.
 
-    first: int
-    slots: Slots
+    needed: which heads and layers of them. start, stop: which tokens, counted from the first chunk's first. target:
+    where these go.
+    """
+
+    container: Container
+    needed: Extent
+    digests: tuple[bytes, ...]
+    start: int
+    stop: int
+    target: View
 
 
-def load(running: Running, hit: Hit, into: View, start: int, stop: int) -> None:
-    """Copy prompt positions [start, stop) into `into`. Whatever it raises, nothing was written."""
+def fitting(running: Running, namespace: Namespace, covers: Sequence[Cover]) -> int:
+    """How many leading chunks can be loaded with `queue_bytes` of memory."""
+    room = running.config.queue_bytes
+    passing_through = running.files is not None and all(plane.per == "token" for plane in namespace.geometry.planes)
+    for count, cover in enumerate(covers):
+        objects = [slot_bytes(running.container(namespace, extent)) for extent in cover]
+        needed = max(objects) if passing_through else sum(objects)
+        if needed > room:
+            return count
+        room -= 0 if passing_through else needed
+    return len(covers)
+
+
+def load(running: Running, hit: Hit, into: View, start: int, stop: int, allow_lossy: bool = False) -> None:
+    """Copy prompt positions [start, stop) into `into`, as `KVCache.load` says."""
     _check(hit, into, start, stop)
+    steps = conversions(hit.namespace.geometry, into.pool.geometry, into.pool.fixed, allow_lossy)
     if start == stop:
         return
-    tokens = hit.namespace.chunk_tokens
-    first, last = start // tokens, -(-stop // tokens)
+    pieces = list(_pieces(running, hit, into, start, stop))
+    # Scales of which a block has one can't be written before it is known that all objects in the block agree on them.
+    files = None if any(step.once for step in steps) else running.files
     began, timeout_s = time.monotonic(), running.config.load_timeout_s
     if not running.load_lock.acquire(timeout=timeout_s):
         raise StoreTimeout(f"another thread has been loading for {timeout_s:g} s")
     try:
-        nbytes = _staged_bytes(running, hit, first, last)
-        memory = running.load_memory.acquire(nbytes)
-        if memory is None:
-            raise LoadError(
-                f"chunks {first} to {last} take {nbytes} bytes while they are verified, queue_bytes is "
-                f"{running.config.queue_bytes}; raise it"
-            )
+        memory = _memory(running, pieces, staged=files is None)
         # Released even if the read is stuck and may still write: all that fill this memory do it in that same thread,
-        # after the stuck one has returned, and what they have filled is scattered before the next one may begin.
+        # after the stuck one has returned, and nobody else reads it meanwhile.
         try:
-            pieces = _pieces(running, hit, first, last, memoryview(memory))
-            running.loads.call("load", lambda: _read(running, hit, pieces), timeout_s, time.monotonic() - began)
-            _scatter(running, pieces, into, start, stop, tokens)
+            way = _Load(running, pieces, memoryview(memory), allow_lossy, time.monotonic() - began)
+            if files is None:
+                way.by_way_of_memory()
+            else:
+                way.directly(files)
         finally:
             running.load_memory.release(memory)
     finally:
         running.load_lock.release()
-    running.counts.loaded(stop - start, sum(piece.slots.count * piece.slots.container.object_bytes for piece in pieces))
-    chain = list(hit.keys(0, last))
+    nbytes = sum(len(piece.digests) * bulk.read_bytes(piece.container, piece.needed) for piece in pieces)
+    running.counts.loaded(stop - start, nbytes)
+    chain = list(hit.keys(0, -(-stop // hit.namespace.chunk_tokens)))
     running.queue.submit("touch", lambda: running.store.touch_chain(chain))
 
 
@@ -65,87 +95,112 @@ def _check(hit: Hit, into: View, start: int, stop: int) -> None:
         raise LoadError(f"positions [{start}, {stop}) are not within the {hit.tokens} tokens of the hit")
     if into.tokens != stop - start:
         raise LayoutError(f"positions [{start}, {stop}) don't fit a view of {into.tokens} tokens")
-    if into.pool.geometry != hit.namespace.geometry:
-        raise LayoutError(f"the view is of {into.pool.geometry}, the namespace of {hit.namespace.geometry}")
     if not hit.extent.contains(into.pool.extent):
         raise LayoutError(f"the view wants {into.pool.extent}, the lookup was for {hit.extent}")
 
 
-def _groups(hit: Hit, first: int, last: int) -> list[tuple[int, int]]:
-    """Runs [a, b) of chunks that are covered in the same way."""
-    runs = []
-    for _, indices in groupby(range(first, last), key=lambda index: hit.covers[index]):
-        run = list(indices)
-        runs.append((run[0], run[-1] + 1))
-    return runs
+def _pieces(running: Running, hit: Hit, into: View, start: int, stop: int) -> Iterator[_Piece]:
+    """Every object that holds something of what `into` takes, in runs of chunks that are covered in the same way."""
+    tokens = hit.namespace.chunk_tokens
+    for cover, run in groupby(range(start // tokens, -(-stop // tokens)), key=lambda chunk: hit.covers[chunk]):
+        chunks = list(run)
+        first, last = chunks[0], chunks[-1] + 1
+        low, high = max(start, first * tokens), min(stop, last * tokens)
+        for extent in cover:
+            needed = extent.intersect(into.pool.extent)
+            if needed is not None:
+                yield _Piece(
+                    running.container(hit.namespace, extent),
+                    needed,
+                    hit.digests[first:last],
+                    low - first * tokens,
+                    high - first * tokens,
+                    part(into, low - start, high - start),
+                )
 
 
-def _staged_bytes(running: Running, hit: Hit, first: int, last: int) -> int:
-    return sum(
-        (stop - start) * slot_bytes(running.container(hit.namespace, extent))
-        for start, stop in _groups(hit, first, last)
-        for extent in hit.covers[start]
+def _memory(running: Running, pieces: Sequence[_Piece], *, staged: bool) -> mmap.mmap:
+    objects = sum(len(piece.digests) for piece in pieces)
+    if staged:
+        wanted = [sum(len(piece.digests) * slot_bytes(piece.container) for piece in pieces)]
+    else:
+        one = max(slot_bytes(piece.container) for piece in pieces)
+        wanted = [min(running.config.threads, objects) * one, one]  # for all threads, or else for one
+    for nbytes in wanted:
+        memory = running.load_memory.acquire(nbytes)
+        if memory is not None:
+            return memory
+    raise LoadError(
+        f"{objects} objects take {wanted[-1]} bytes while they are verified, queue_bytes is "
+        f"{running.config.queue_bytes}; raise it"
     )
 
 
-def _pieces(running: Running, hit: Hit, first: int, last: int, memory: memoryview) -> list[_Piece]:
-    pieces = []
-    offset = 0
-    for start, stop in _groups(hit, first, last):
-        for extent in hit.covers[start]:
-            container = running.container(hit.namespace, extent)
-            pieces.append(_Piece(start, Slots(container, memory[offset:], stop - start)))
-            offset += (stop - start) * slot_bytes(container)
-    return pieces
+@dataclass(frozen=True, slots=True)
+class _Load:
+    """One load, with memory for it. waited_s: how much of its time is over."""
 
+    running: Running
+    pieces: Sequence[_Piece]
+    memory: memoryview
+    allow_lossy: bool
+    waited_s: float
 
-def _read(running: Running, hit: Hit, pieces: Sequence[_Piece]) -> None:
-    """In the worker thread: fetch every object and verify it. Raises LoadError; damaged objects are removed."""
-    objects = [
-        (piece.slots.container, hit.digests[piece.first + slot], piece.slots.object(slot))
-        for piece in pieces
-        for slot in range(piece.slots.count)
-    ]
-    keys = [object_key(hit.namespace.digest, digest, container.extent) for container, digest, _ in objects]
-    sizes = running.store.get_many([Read(key, 0, memory) for key, (_, _, memory) in zip(keys, objects, strict=True)])
-    gone, damaged = [], {}
-    for key, size, (container, digest, memory) in zip(keys, sizes, objects, strict=True):
-        if size is None:
-            gone.append(key)
-            continue
+    def directly(self, files: Files) -> None:
+        """Each object on its own, read, verified and converted by the worker thread; no more once this has returned."""
+        gate = bulk.Gate()
+        batches = [self._batch(piece) for piece in self.pieces]
         try:
-            if size != container.object_bytes:
-                raise ContainerError("size", f"an object of {container.object_bytes} bytes expected, not {size}")
-            needed = hit.extent.intersect(container.extent)
-            container.verify(memory, digest, container.extent if needed is None else needed)
-        except ContainerError as error:
-            damaged[key] = error
-    if damaged:
-        _remove(running, damaged)
-        key, trouble = next(iter(damaged.items()))
-        raise LoadError(f"{len(damaged)} of {len(keys)} objects are damaged, such as {key}: {trouble}") from trouble
-    if gone:
-        raise LoadError(f"{len(gone)} of {len(keys)} objects are gone since the lookup, such as {gone[0]}")
+            self._in_worker(lambda: self._pass_through(files, batches, gate))
+        except BaseException:
+            gate.close()  # the worker may be stuck, and go on when we and the engine are far away
+            raise
 
+    def by_way_of_memory(self) -> None:
+        """All objects into memory by the worker thread, then into the target."""
+        slots, offset = [], 0
+        for piece in self.pieces:
+            slots.append(Slots(piece.container, self.memory[offset:], len(piece.digests)))
+            offset += len(piece.digests) * slot_bytes(piece.container)
+        self._in_worker(lambda: self._fetch_all(slots))
+        for piece, room in zip(self.pieces, slots, strict=True):
+            source = room.view(piece.start, piece.stop)
+            convert(source, piece.target, threads=self.running.config.threads, allow_lossy=self.allow_lossy)
 
-def _remove(running: Running, damaged: dict[str, ContainerError]) -> None:
-    by_reason: dict[str, list[str]] = {}
-    for key, error in damaged.items():
-        running.counts.corrupt(error.reason)
-        by_reason.setdefault(error.reason, []).append(f"{key}: {error}")
-    for reason, those in by_reason.items():
-        message = f"{len(those)} damaged objects are removed ({reason}), such as {those[0]}"
-        log.once(f"damaged {reason}", logging.WARNING, message, every_s=REPEAT_S)
-    try:
-        running.store.delete_many(list(damaged))
-    except StoreError as error:
-        log.once(f"remove {reason_of(error)}", logging.WARNING, f"a damaged object couldn't be removed: {error}")
+    def _in_worker(self, function: Callable[[], None]) -> None:
+        self.running.loads.call("load", function, self.running.config.load_timeout_s, self.waited_s)
 
+    def _batch(self, piece: _Piece) -> bulk.Batch:
+        source = passing(piece.container, self.memory, piece.start, piece.stop)
+        plan = make_plan(source, piece.target, self.allow_lossy)
+        return bulk.Batch(piece.container, piece.needed, plan, piece.digests)
 
-def _scatter(running: Running, pieces: Sequence[_Piece], into: View, start: int, stop: int, tokens: int) -> None:
-    for piece in pieces:
-        low, high = max(start, piece.first * tokens), min(stop, (piece.first + piece.slots.count) * tokens)
-        if piece.slots.container.extent.intersect(into.pool.extent) is None:
-            continue
-        source = piece.slots.view(low - piece.first * tokens, high - piece.first * tokens)
-        convert(source, part(into, low - start, high - start), threads=running.config.threads)
+    def _pass_through(self, files: Files, batches: Sequence[bulk.Batch], gate: bulk.Gate) -> None:
+        total = sum(len(piece.digests) for piece in self.pieces)
+        with files.open_folder(self.pieces[0].container.namespace.digest) as folder:
+            if folder is None:
+                intact = [[False] * len(batch.digests) for batch in batches]
+            else:
+                intact = bulk.load(batches, folder, self.memory, self.running.config.threads, gate)
+        failed = [
+            Wanted(batch.container, batch.needed, digest, self.memory[: batch.container.object_bytes])
+            for batch, row in zip(batches, intact, strict=True)
+            for digest, right in zip(batch.digests, row, strict=True)
+            if not right
+        ]
+        trouble = Trouble()
+        for one in failed:  # read again, one by one, to find out what is wrong
+            fetch(self.running, [one], trouble)
+        refuse(self.running, trouble, total)
+        if failed:
+            raise LoadError(f"{len(failed)} of {total} objects changed while they were read, such as {failed[0].key}")
+
+    def _fetch_all(self, slots: Sequence[Slots]) -> None:
+        objects = [
+            Wanted(piece.container, piece.needed, digest, room.object(place))
+            for piece, room in zip(self.pieces, slots, strict=True)
+            for place, digest in enumerate(piece.digests)
+        ]
+        trouble = Trouble()
+        fetch(self.running, objects, trouble)
+        refuse(self.running, trouble, len(objects))

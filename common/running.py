@@ -4,13 +4,14 @@ import atexit
 import os
 import threading
 
+from kvlingua.common import bulk
 from kvlingua.common.config import Config
 from kvlingua.common.container import Container
 from kvlingua.common.deadline import DeadlineWorker
 from kvlingua.common.identity.namespace import Namespace
 from kvlingua.common.metrics import Counts, MetricsFile
 from kvlingua.common.scratch import ScratchPool
-from kvlingua.common.stores.store import open_store
+from kvlingua.common.stores.store import Files, open_store
 from kvlingua.common.write_queue import WriteQueue
 from kvlingua.layouts.geometry import Extent
 
@@ -45,6 +46,11 @@ class Running:
     def leave(self) -> None:
         """This process is a fork of the one that made this: let its memory go, and leave the rest to that one."""
         atexit.unregister(self.close)
+
+    @property
+    def files(self) -> Files | None:
+        """How objects go between files and engines in one native call; None: through `store` and Python."""
+        return self.store.files if bulk.available() else None
 
     def container(self, namespace: Namespace, extent: Extent) -> Container:
         """The objects of a namespace and extent; their headers are prepared once."""

@@ -1,10 +1,12 @@
 """Room for the objects of one extent, side by side in one piece of memory, and the tokens in them as a view."""
 
+from array import array
+
 from kvlingua.common.container import Container
 from kvlingua.common.header import ALIGNMENT
 from kvlingua.layouts.formats import format
 from kvlingua.layouts.memory import Buffer
-from kvlingua.layouts.view import View
+from kvlingua.layouts.view import Pool, View
 
 
 def slot_bytes(container: Container) -> int:
@@ -37,16 +39,25 @@ class Slots:
 
     def view(self, start: int, stop: int) -> View:
         """Token positions [start, stop) of the run, in canonical layout."""
-        namespace = self.container.namespace
-        pool = format("canonical").pool(
-            namespace.geometry,
-            self.container.extent,
-            page=namespace.chunk_tokens,
-            blocks=self.count,
-            buffers=[Buffer.of(self._memory[self.container.header_bytes :])],
-            strides={"block": self._stride},
-        )
-        return pool.view(range(self.count), start, stop)
+        return _pool(self.container, self._memory, self.count).view(range(self.count), start, stop)
+
+
+def passing(container: Container, memory: memoryview, start: int, stop: int) -> View:
+    """Token positions [start, stop) of a run of objects that all pass, one after the other, through the beginning of
+    `memory`: its pool has one block, and the block table names it for every object."""
+    count = -(-stop // container.namespace.chunk_tokens)
+    return _pool(container, memory[: container.object_bytes], 1).view(array("q", bytes(8 * count)), start, stop)
+
+
+def _pool(container: Container, memory: memoryview, blocks: int) -> Pool:
+    return format("canonical").pool(
+        container.namespace.geometry,
+        container.extent,
+        page=container.namespace.chunk_tokens,
+        blocks=blocks,
+        buffers=[Buffer.of(memory[container.header_bytes :])],
+        strides={"block": slot_bytes(container)},
+    )
 
 
 def part(view: View, start: int, stop: int) -> View:

@@ -6,7 +6,7 @@ import threading
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 
-from kvlingua.common import log
+from kvlingua.common import bulk, log
 from kvlingua.common.container import Container
 from kvlingua.common.errors import StoreError
 from kvlingua.common.guard import REPEAT_S, reason_of
@@ -14,6 +14,7 @@ from kvlingua.common.hit import missing_chunks
 from kvlingua.common.identity.keys import namespace_key, object_key
 from kvlingua.common.running import Running
 from kvlingua.common.slots import Slots, part, slot_bytes
+from kvlingua.common.stores.new_file import NewFile
 from kvlingua.common.stores.store import Bytes
 from kvlingua.layouts.convert import convert
 from kvlingua.layouts.view import View
@@ -95,8 +96,7 @@ class _Write:
         try:
             self._write()
         except BaseException as error:
-            before = error.stored - 1 if isinstance(error, StoreError) else 0  # the first was the namespace's JSON
-            self._finish(max(0, before), reason_of(error), error)
+            self._finish(error.stored if isinstance(error, StoreError) else 0, reason_of(error), error)
             raise
         self._finish(len(self.chunks))
 
@@ -128,15 +128,34 @@ class _Write:
         return (self._chain[chunk] for chunk in self.chunks)
 
     def _write(self) -> None:
-        namespace = self._container.namespace
-        items: list[tuple[str, Sequence[Bytes]]] = [(namespace_key(namespace.digest), [namespace.json()])]
+        namespace, store, files = self._container.namespace, self._running.store, self._running.files
+        store.touch_chain(self._chain)  # first: what is put takes its place behind the chunks that are there
+        try:
+            store.put_many([(namespace_key(namespace.digest), [namespace.json()])])
+        except StoreError as error:
+            error.stored = 0
+            raise
+        if files is not None:
+            files.put_files([(key, self._container.object_bytes) for key in self._keys()], self._fill)
+            return
+        objects: list[tuple[str, Sequence[Bytes]]] = []
         for slot, chunk in enumerate(self.chunks):
             header, data = self.slots.header(slot), self.slots.data(slot)
             self._container.write_header(header, self._digests[chunk], chunk, data)
-            items.append((self._chain[chunk], [self.slots.object(slot)]))
-        store = self._running.store
-        store.touch_chain(self._chain)  # first: what is put takes its place behind the chunks that are there
-        store.put_many(items)
+            objects.append((self._chain[chunk], [self.slots.object(slot)]))
+        store.put_many(objects)
+
+    def _fill(self, files: Sequence[NewFile]) -> list[OSError | None]:
+        objects = []
+        for file in files:
+            slot, one = file.incoming.index, file.incoming
+            chunk = self.chunks[slot]
+            first_token = chunk * self._container.namespace.chunk_tokens
+            memory = self.slots.object(slot)
+            objects.append(
+                bulk.NewObject(file.folder, file.temporary, self._digests[chunk], first_token, memory, one.time_ns)
+            )
+        return bulk.store(self._container, objects, self._running.config.threads)
 
 
 def _missing(

@@ -5,6 +5,7 @@ from pathlib import Path
 import pytest
 from hypothesis import HealthCheck, settings
 
+from kvlingua.common import bulk
 from kvlingua.layouts import native
 
 settings.register_profile("kvlingua", deadline=None, suppress_health_check=[HealthCheck.too_slow])
@@ -23,3 +24,14 @@ def pytest_configure(config: pytest.Config) -> None:
 
 def pytest_report_header(config: pytest.Config) -> str:
     return f"{native.describe()} ({native.library_path()})"
+
+
+@pytest.fixture(params=["in bulk", "one by one"])
+def way(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
+    """How objects go between files and engines: by the native library, or through Python."""
+    name: str = request.param
+    if name == "one by one":
+        monkeypatch.setattr(bulk, "available", lambda: False)
+    elif not bulk.available():
+        pytest.skip(native.describe())
+    return name

@@ -14,7 +14,7 @@ import os
 import stat
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 
 from kvlingua.common.errors import StoreError, StoreFull, StoreTimeout
@@ -22,6 +22,7 @@ from kvlingua.common.file_lock import locked
 from kvlingua.common.identity.keys import NAMESPACE_FILE
 from kvlingua.common.stores import temporary
 from kvlingua.common.stores.folder import UNREADABLE, OpenFolders, StoredFile, explain, is_ours
+from kvlingua.common.stores.new_file import Incoming, NewFile
 
 USAGE_FILE = ".usage"
 _DIGITS = 20
@@ -37,56 +38,42 @@ class Account:
         self._thread_lock = threading.Lock()  # flock doesn't tell the threads of a process apart
         self._counted = False
 
-    def reserve(self, folders: OpenFolders, namespace: str, nbytes: int, mtime_ns: int) -> tuple[str, int]:
-        """Make room for `nbytes`, and a temporary file of that size: its name and descriptor, open for writing.
+    def reserve(self, folders: OpenFolders, objects: Sequence[Incoming]) -> tuple[list[NewFile], StoreError | None]:
+        """Make room for objects, in their order, and a temporary file of the size of each.
 
-        Raises StoreFull if everything that could go is used more recently than `mtime_ns`.
+        Those for which that was done, and why it couldn't be done for the next: StoreFull if everything that could go
+        was used more recently than it.
         """
-        if nbytes > self._max_bytes:
-            raise StoreFull(
-                f"an object of {nbytes} bytes never fits into a store of at most {self._max_bytes} (max_bytes)"
-            )
-        with self._locked(folders) as usage:
-            total = self._total(folders, usage)
-            if total + nbytes > self._max_bytes:
-                total = self._evict(folders, namespace, nbytes, mtime_ns)
-                _write_total(usage, total)
-                if total + nbytes > self._max_bytes:
-                    raise StoreFull(
-                        f"the store at {folders.root_path} holds {total} bytes of max_bytes = {self._max_bytes}, "
-                        "all used more recently than what should be stored; raise max_bytes"
-                    )
-            name = temporary.new_name()
-            folder = _writable(folders, namespace)
-            descriptor = -1
-            try:
-                _write_total(usage, total + nbytes)  # first: where we are killed, too much is counted, never too little
-                flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
-                descriptor = os.open(name, flags, 0o600, dir_fd=folder)
-                os.ftruncate(descriptor, nbytes)
-            except OSError:
-                temporary.forget(name)
-                if descriptor >= 0:
-                    os.close(descriptor)
-                    os.unlink(name, dir_fd=folder)
-                _write_total(usage, total)
-                raise
-            return name, descriptor
+        files: list[NewFile] = []
+        try:
+            with self._locked(folders) as usage:
+                total = self._total(folders, usage)
+                for one in objects:
+                    total = self._make_room(folders, usage, total, one)
+                    files.append(_make_file(folders, usage, total, one))
+                    total += one.nbytes
+        except StoreError as error:
+            return files, error
+        return files, None
 
-    def commit(self, folders: OpenFolders, namespace: str, name: str, final: str, nbytes: int) -> None:
-        """Give the temporary file its name, unless somebody else's object has it by now."""
-        folder = _writable(folders, namespace)
-        with self._locked(folders) as usage:
-            if exists(folder, final):
-                os.unlink(name, dir_fd=folder)
-                _write_total(usage, max(0, self._total(folders, usage) - nbytes))
-            else:
-                try:
-                    os.rename(name, final, src_dir_fd=folder, dst_dir_fd=folder)
-                except IsADirectoryError:
-                    path = folders.root_path / namespace / final
-                    raise StoreError(f"{path} is a folder where an object should be; remove it") from None
-        temporary.forget(name)
+    def commit(self, folders: OpenFolders, files: Sequence[NewFile]) -> tuple[int, StoreError | None]:
+        """Give temporary files their names, unless somebody else's objects have them by now. How many of the first
+        have theirs, and why the next hasn't."""
+        done = 0
+        try:
+            with self._locked(folders) as usage:
+                for file in files:
+                    folder, name = _writable(folders, file.incoming.namespace), file.incoming.name
+                    if exists(folder, name):
+                        os.unlink(file.temporary, dir_fd=folder)
+                        _write_total(usage, max(0, self._total(folders, usage) - file.incoming.nbytes))
+                    else:
+                        _rename(folders, folder, file)
+                    temporary.forget(file.temporary)
+                    done += 1
+        except StoreError as error:
+            return done, error
+        return done, None
 
     def remove(self, folders: OpenFolders, namespace: str, names: list[str]) -> None:
         """Remove files; absent ones are no error."""
@@ -134,6 +121,22 @@ class Account:
                     kept.append(file)
         return kept
 
+    def _make_room(self, folders: OpenFolders, usage: int, total: int, one: Incoming) -> int:
+        """The bytes in the store once there is room for one more object. Raises StoreFull."""
+        if one.nbytes > self._max_bytes:
+            raise StoreFull(
+                f"an object of {one.nbytes} bytes never fits into a store of at most {self._max_bytes} (max_bytes)"
+            )
+        if total + one.nbytes > self._max_bytes:
+            total = self._evict(folders, one.namespace, one.nbytes, one.time_ns)
+            _write_total(usage, total)
+        if total + one.nbytes > self._max_bytes:
+            raise StoreFull(
+                f"the store at {folders.root_path} holds {total} bytes of max_bytes = {self._max_bytes}, "
+                "all used more recently than what should be stored; raise max_bytes"
+            )
+        return total
+
     def _evict(self, folders: OpenFolders, writing: str, nbytes: int, mtime_ns: int) -> int:
         """Remove what is older than `mtime_ns`, oldest first, until `nbytes` and a little more fit.
 
@@ -169,6 +172,36 @@ def exists(folder: int, name: str) -> bool:
         if error.errno == errno.ENOENT or error.errno in UNREADABLE:
             return False
         raise
+
+
+def _make_file(folders: OpenFolders, usage: int, total: int, one: Incoming) -> NewFile:
+    """A temporary file for an object, in a store of `total` bytes that has room for it."""
+    file = NewFile(one, _writable(folders, one.namespace), temporary.new_name())
+    descriptor = -1
+    try:
+        _write_total(usage, total + one.nbytes)  # first: where we are killed, too much is counted, never too little
+        flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
+        descriptor = os.open(file.temporary, flags, 0o600, dir_fd=file.folder)
+        os.ftruncate(descriptor, one.nbytes)
+    except OSError:
+        temporary.forget(file.temporary)
+        if descriptor >= 0:
+            os.unlink(file.temporary, dir_fd=file.folder)
+        _write_total(usage, total)
+        raise
+    finally:
+        if descriptor >= 0:
+            os.close(descriptor)
+    return file
+
+
+def _rename(folders: OpenFolders, folder: int, file: NewFile) -> None:
+    name = file.incoming.name
+    try:
+        os.rename(file.temporary, name, src_dir_fd=folder, dst_dir_fd=folder)
+    except IsADirectoryError:
+        path = folders.root_path / file.incoming.namespace / name
+        raise StoreError(f"{path} is a folder where an object should be; remove it") from None
 
 
 def _writable(folders: OpenFolders, namespace: str) -> int:

@@ -12,7 +12,7 @@ import os
 import time
 from collections import OrderedDict
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import ParamSpec, TypeVar
 from urllib.parse import unquote, urlsplit
@@ -20,6 +20,7 @@ from urllib.parse import unquote, urlsplit
 from kvlingua.common.errors import ConfigError, StoreError
 from kvlingua.common.stores.eviction import Account, exists
 from kvlingua.common.stores.folder import UNREADABLE, OpenFolders, explain, is_ours
+from kvlingua.common.stores.new_file import Incoming, NewFile, Writer
 from kvlingua.common.stores.store import Bytes, Capabilities, Entry, Read, split_key
 from kvlingua.common.stores.temporary import is_temporary
 
@@ -61,18 +62,9 @@ class FileStore:
         return sizes
 
     def put_many(self, items: Sequence[tuple[str, Sequence[Bytes]]]) -> None:
-        now_ns = time.time_ns()
-        with OpenFolders(self.root) as folders:
-            for index, (key, buffers) in enumerate(items):
-                namespace, name = split_key(key)
-                mtime_ns = self._places.pop(key, now_ns - 1000 * index)
-                try:
-                    folder = folders.namespace(namespace, create=True)
-                    if folder is None or not self._explained(exists, folder, name):
-                        self._put(folders, namespace, name, buffers, mtime_ns)
-                except StoreError as error:
-                    error.stored = index
-                    raise
+        views = [[memoryview(buffer).cast("B") for buffer in buffers] for _, buffers in items]
+        sizes = [(key, sum(view.nbytes for view in each)) for (key, _), each in zip(items, views, strict=True)]
+        self.put_files(sizes, lambda files: [_fill(file, views[file.incoming.index]) for file in files])
 
     def delete_many(self, keys: Sequence[str]) -> None:
         by_namespace: dict[str, list[str]] = {}
@@ -115,29 +107,72 @@ class FileStore:
             while len(self._places) > _PLACES:
                 self._places.popitem(last=False)
 
+    @property
+    def files(self) -> "FileStore":
+        return self
+
+    @contextmanager
+    def open_folder(self, namespace: str) -> Iterator[int | None]:
+        with OpenFolders(self.root) as folders:
+            yield folders.namespace(namespace)
+
+    def put_files(self, items: Sequence[tuple[str, int]], write: Writer) -> None:
+        with OpenFolders(self.root) as folders:
+            objects, stop = self._missing(folders, items)
+            files, full = self._account.reserve(folders, objects) if objects else ([], None)
+            if full is not None:
+                full.stored = objects[len(files)].index
+                stop = full
+            committed = 0
+            try:
+                outcomes = write(files) if files else []
+                written = next((place for place, error in enumerate(outcomes) if error), len(files))
+                if written < len(files):
+                    error = outcomes[written]
+                    assert error is not None
+                    stop = explain(self.root / items[files[written].incoming.index][0], error)
+                    stop.stored = files[written].incoming.index
+                committed, refused = self._account.commit(folders, files[:written]) if written else (0, None)
+                if refused is not None:
+                    refused.stored = files[committed].incoming.index
+                    stop = refused
+            finally:
+                self._discard(folders, files[committed:])
+        if stop is not None:
+            raise stop
+
     def close(self) -> None:
         self._places.clear()
 
     def describe(self) -> str:
         return f"file://{self.root}"
 
-    def _put(self, folders: OpenFolders, namespace: str, name: str, buffers: Sequence[Bytes], mtime_ns: int) -> None:
-        views = [memoryview(buffer).cast("B") for buffer in buffers]
-        nbytes = sum(view.nbytes for view in views)
-        temporary, descriptor = self._account.reserve(folders, namespace, nbytes, mtime_ns)
-        try:
+    def _missing(
+        self, folders: OpenFolders, items: Sequence[tuple[str, int]]
+    ) -> tuple[list[Incoming], StoreError | None]:
+        """The objects that aren't there, up to the first one whose folder can't be used, and why it can't."""
+        now_ns = time.time_ns()
+        objects: list[Incoming] = []
+        for index, (key, nbytes) in enumerate(items):
+            namespace, name = split_key(key)
             try:
-                _write(descriptor, views)
-                os.utime(descriptor, ns=(mtime_ns, mtime_ns))
-            finally:
-                os.close(descriptor)
-            self._account.commit(folders, namespace, temporary, name, nbytes)
-        except (OSError, StoreError) as error:
+                folder = folders.namespace(namespace, create=True)
+                there = folder is not None and self._explained(exists, folder, name)
+            except StoreError as error:
+                error.stored = index
+                return objects, error
+            time_ns = self._places.pop(key, now_ns - 1000 * index)
+            if not there:
+                objects.append(Incoming(index, namespace, name, nbytes, time_ns))
+        return objects, None
+
+    def _discard(self, folders: OpenFolders, files: Sequence[NewFile]) -> None:
+        by_namespace: dict[str, list[str]] = {}
+        for file in files:
+            by_namespace.setdefault(file.incoming.namespace, []).append(file.temporary)
+        for namespace, names in by_namespace.items():
             with suppress(StoreError):
-                self._account.remove(folders, namespace, [temporary])
-            if isinstance(error, OSError):
-                raise explain(self.root / namespace / name, error) from error
-            raise
+                self._account.remove(folders, namespace, names)
 
     def _explained(self, function: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
         try:
@@ -197,6 +232,20 @@ def _read(folder: int, name: str, read: Read) -> int | None:
         raise
     finally:
         os.close(descriptor)
+
+
+def _fill(file: NewFile, views: list[memoryview]) -> OSError | None:
+    try:
+        flags = os.O_WRONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
+        descriptor = os.open(file.temporary, flags, dir_fd=file.folder)
+        try:
+            _write(descriptor, views)
+            os.utime(descriptor, ns=(file.incoming.time_ns, file.incoming.time_ns))
+        finally:
+            os.close(descriptor)
+    except OSError as error:
+        return error
+    return None
 
 
 def _write(descriptor: int, views: list[memoryview]) -> None:

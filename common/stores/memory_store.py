@@ -20,6 +20,7 @@ class MemoryStore:
     """A store in a dictionary, private to the cache that opened it."""
 
     capabilities = Capabilities(shared=False, persistent=False)
+    files = None
 
     def __init__(self, url: str, max_bytes: int) -> None:
         if url != "memory://":

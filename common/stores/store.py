@@ -7,12 +7,14 @@ test class that derives from `conformance.StoreConformance`.
 
 import re
 from collections.abc import Iterator, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from importlib import import_module
 from typing import Protocol, TypeAlias
 from urllib.parse import urlsplit
 
 from kvlingua.common.errors import ConfigError, IdentityError
+from kvlingua.common.stores.new_file import Writer
 
 Bytes: TypeAlias = bytes | bytearray | memoryview
 
@@ -57,6 +59,18 @@ class Capabilities:
     persistent: bool  # objects outlive the process
 
 
+class Files(Protocol):
+    """What a store can do besides whose objects are files of this machine, one each: its bytes needn't pass through
+    Python. Raises StoreError."""
+
+    def open_folder(self, namespace: str) -> AbstractContextManager[int | None]:
+        """Descriptor of the folder in which a namespace's objects lie under the second part of their keys; None if
+        there is none. Who reads them opens regular files only, and follows no link."""
+
+    def put_files(self, items: Sequence[tuple[str, int]], write: Writer) -> None:
+        """`put_many` for objects of so many bytes each, which `write` puts into the files it is given."""
+
+
 class Store(Protocol):
     """Batches of objects. Every method may be called from any thread; none writes to a buffer after it has returned.
 
@@ -66,6 +80,10 @@ class Store(Protocol):
 
     @property
     def capabilities(self) -> Capabilities: ...
+
+    @property
+    def files(self) -> Files | None:
+        """The way past `get_many` and `put_many`, if its objects are local files."""
 
     def exists_many(self, keys: Sequence[str]) -> list[bool]:
         """Which of the objects are there. No side effects."""

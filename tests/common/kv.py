@@ -2,6 +2,7 @@
 
 import random
 from array import array
+from collections.abc import Collection
 
 from kvlingua.common.identity.namespace import Namespace
 from kvlingua.layouts.formats import format
@@ -112,3 +113,11 @@ class Cache:
         stop = self.tokens if stop is None else stop
         blank = Cache(self.namespace, self.tokens, extent=self.extent)
         return self.same_tokens(blank, start, stop)
+
+    def holds_at_most(self, other: "Cache", chunks: Collection[int]) -> bool:
+        """Whether each chunk is still bytes of 0x5A, as a whole, or one of `chunks` and as in `other`."""
+        return all(
+            self.untouched(chunk * CHUNK, (chunk + 1) * CHUNK)
+            or (chunk in chunks and self.same_tokens(other, chunk * CHUNK, (chunk + 1) * CHUNK))
+            for chunk in range(self.tokens // CHUNK)
+        )

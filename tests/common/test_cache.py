@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 
+from kvlingua.common import bulk
 from kvlingua.common.cache import KVCache
 from kvlingua.common.config import Config
 from kvlingua.common.errors import ConfigError, KVLinguaError, LayoutError, LoadError, StoreError, UnsupportedError
@@ -18,9 +19,11 @@ from tests.common.kv import CHUNK, Cache, namespace
 TOKENS = list(range(1000, 1100))  # 6 whole chunks of 16, and 4 more
 
 
-@pytest.fixture(params=["file", "memory"])
-def url(request: pytest.FixtureRequest, tmp_path: Path) -> str:
-    return f"file://{tmp_path}/store" if request.param == "file" else "memory://"
+@pytest.fixture(params=["file", "file, one by one", "memory"])
+def url(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
+    if request.param == "file, one by one":
+        monkeypatch.setattr(bulk, "available", lambda: False)
+    return "memory://" if request.param == "memory" else f"file://{tmp_path}/store"
 
 
 def filled(url: str, seed: int = 1, **config: object) -> KVCache:
@@ -115,7 +118,8 @@ def test_the_source_may_change_after_store_returns(url: str) -> None:
         assert target.same_tokens(Cache(namespace(), 96, seed=1), 0, 96)
 
 
-def test_a_hit_never_promises_more_than_can_be_verified(tmp_path: Path) -> None:
+def test_a_hit_never_promises_more_than_can_be_verified(tmp_path: Path, way: str) -> None:
+    """In bulk there is memory for one object at a time, else for all of a load."""
     url = f"file://{tmp_path}/store"
     with filled(url) as roomy:
         whole = roomy.lookup(namespace(), TOKENS)
@@ -123,12 +127,15 @@ def test_a_hit_never_promises_more_than_can_be_verified(tmp_path: Path) -> None:
     object_bytes = spoil.objects(tmp_path / "store")[0].stat().st_size
     with KVCache.open(Config(url=url, queue_bytes=3 * (object_bytes + 64))) as cache:
         hit = cache.lookup(namespace(), TOKENS)
-        assert hit.tokens == 48
-        cache.load(hit, Cache(namespace(), 48).view(), 0, 48)
+        assert hit.tokens == (96 if way == "in bulk" else 48)
+        cache.load(hit, Cache(namespace(), hit.tokens).view(), 0, hit.tokens)
+    room = object_bytes // 2 if way == "in bulk" else 3 * (object_bytes + 64)
+    with KVCache.open(Config(url=url, queue_bytes=room)) as cache:
         target = Cache(namespace(), 96)
         with pytest.raises(LoadError, match="queue_bytes"):
             cache.load(whole, target.view(), 0, 96)
         assert target.untouched()
+        assert cache.lookup(namespace(), TOKENS).tokens == (0 if way == "in bulk" else 48)
 
 
 def test_a_full_queue_drops_the_tail_and_counts(tmp_path: Path) -> None:

@@ -9,7 +9,7 @@ import xxhash
 from hypothesis import given
 from hypothesis import strategies as st
 
-from kvlingua.common.bulk import library
+from kvlingua.common.objects_abi import library
 from kvlingua.layouts.native import KERNELS
 
 LONGEST = 2100  # two blocks of 1,024 and some stripes of 64
