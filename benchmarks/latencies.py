@@ -10,7 +10,7 @@ from functools import partial
 
 from benchmarks.baselines import Clock, libc_memcpy
 from benchmarks.transfers import BF16, CHUNK, DIM, HEADS, Memory
-from kvlingua.layouts import Geometry, Pool, convert, format
+from kvlingua.layouts import Geometry, Pool, convert, format, native
 from kvlingua.layouts.plan import make_plan
 
 LAYERS = 32
@@ -82,17 +82,18 @@ def _chunk(
             times.append(clock.seconds(partial(one, i % CHUNKS)))
             floor.append(clock.seconds(partial(plain, (i + CHUNKS // 2) % CHUNKS)))
     ends = f"canonical -> {layout} {page}" if into_pages else f"{layout} {page} -> canonical"
-    return Latency(f"chunk of 64, {'' if cached else 'not '}in cache: {ends}", "chunk", times, floor)
+    kind = "chunk" if page > 1 else "chunk of slots"
+    return Latency(f"chunk of 64, {'' if cached else 'not '}in cache: {ends}", kind, times, floor)
 
 
 def _plan(layout: str, page: int, rounds: int) -> Latency:
-    """Views and plan of 4,096 tokens, with block numbers as an engine gives them: a new list each time."""
+    """All that is done in Python for 4,096 tokens, with block numbers as an engine gives them: a new list each time."""
     tokens = 4096
     pages, rows = (Memory(tokens * TOKEN_BYTES, touch=False) for _ in range(2))
     paged, chunked = _pool(pages, layout, page, tokens), _pool(rows, "canonical", CHUNK, tokens)
 
     def plan(blocks: list[int], chunks: list[int]) -> None:
-        make_plan(paged.view(blocks, 0, tokens), chunked.view(chunks, 0, tokens))
+        native.call(make_plan(paged.view(blocks, 0, tokens), chunked.view(chunks, 0, tokens)))
 
     clock, rng, times = Clock(1), random.Random(page), []
     for _ in range(rounds * 4):

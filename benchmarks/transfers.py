@@ -50,20 +50,22 @@ class Memory:
         page: int,
         *,
         ordered: bool = False,
+        times: int = 1,
         scales: Mapping[str, list[Buffer]] | None = None,
     ) -> View:
-        """`tokens` tokens of a pool that fills this memory, its blocks in random order unless `ordered`."""
+        """`tokens` tokens, in blocks of random order unless `ordered`, of a pool that fills this memory.
+
+        times: how often they would fit into the pool.
+        """
         if "block" not in layout.axes("k"):
             page = tokens
-        blocks = tokens // page
+        blocks = times * tokens // page
         count = 1
         for axis in layout.separate:
             count *= geometry.layers if axis == "layer" else 2
         part = self.buffer.nbytes // count
         buffers = [Buffer(self.buffer.pointer + i * part, part, self.buffer) for i in range(count)]
-        table = list(range(blocks))
-        if not ordered:
-            random.Random(page).shuffle(table)
+        table = list(range(blocks)) if ordered else random.Random(page).sample(range(blocks), tokens // page)
         pool = layout.pool(geometry, geometry.full, page=page, blocks=blocks, buffers=buffers, scales=scales or {})
         return pool.view(array("q", table), 0, tokens)
 
@@ -76,6 +78,7 @@ class Transfers:
         self.geometry = Geometry.kv(LAYERS, HEADS, DIM, BF16)
         self.nbytes = self.geometry.block_bytes(self.geometry.full, tokens)
         self.source, self.target, self.scratch = (Memory(self.nbytes) for _ in range(3))
+        self.wide = Memory(2 * self.nbytes)
         numbers = torch.randn(self.nbytes // 2, generator=torch.Generator().manual_seed(1))
         self.source.numbers.view(torch.bfloat16).copy_(numbers)
 
@@ -85,6 +88,8 @@ class Transfers:
             for name in PAGED:
                 yield from self._both("pages", format(name), page)
         yield from self._both("pages", format("hf"), self.tokens)
+        for name in PAGED:
+            yield from self._half_a_pool(format(name), 16)
         for name in ("sglang_nhd", "vllm_lbnhc"):
             yield from self._both("slots", format(name), 1)
         for name, page in (("vllm_cpu_vec", 32), ("vllm_cpu_vec", 128), ("vllm_rocm", 16)):
@@ -107,10 +112,26 @@ class Transfers:
             else:
                 yield Transfer(f"{name} -> canonical", kind, self._run(paged, rows), self._copied, ways)
 
+    def _half_a_pool(self, pages: Layout, page: int) -> Iterator[Transfer]:
+        """From canonical chunks into a pool that is twice as large, and back: every second block, on average."""
+        canonical, name = format("canonical"), f"half of {pages.name} {page}"
+        paged = self.wide.view(pages, self.geometry, self.tokens, page, times=2)
+        rows = self.source.view(canonical, self.geometry, self.tokens, CHUNK, ordered=True)
+        again = self.target.view(canonical, self.geometry, self.tokens, CHUNK, ordered=True)
+        into = TorchWays(paged, self.wide.numbers, rows, self.source.numbers).ways(into_pages=True)
+        back = TorchWays(paged, self.wide.numbers, again, self.target.numbers).ways(into_pages=False)
+        scatter, gather = self._run(rows, paged), self._run(paged, again)
+
+        def scattered() -> bool:
+            return bool(self.source.numbers.sum() == self.wide.numbers.sum())
+
+        yield Transfer(f"canonical -> {name}", "half", scatter, scattered, into)
+        yield Transfer(f"{name} -> canonical", "half", gather, self._copied, back, prepare=scatter)
+
     def clear(self) -> None:
         """Zeros in all that a transfer may write."""
-        self.target.numbers.zero_()
-        self.scratch.numbers.zero_()
+        for memory in (self.target, self.scratch, self.wide):
+            memory.numbers.zero_()
 
     def _copied(self) -> bool:
         return bool(self.source.numbers.sum() == self.target.numbers.sum())
