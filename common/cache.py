@@ -102,6 +102,13 @@ class KVCache:
         written any more. LoadError: an object is damaged (it is removed) or gone. StoreTimeout after `load_timeout_s`.
         StoreError, LayoutError.
         """
+        pool = into.pool
+        shared = [plane.name for plane in pool.geometry.planes if plane.per != "token" and plane.name not in pool.fixed]
+        if shared:  # objects with other scales would meet in one block, some of them in a load of another time
+            raise LayoutError(
+                f"{', '.join(shared)} would be written for whole blocks, whatever their other tokens were scaled by: "
+                "describe an engine's static scales with Layout.pool(scales=...)"
+            )
         with Stopwatch("load", self._scheme):
             loading.load(self._in_this_process(), hit, into, start, stop, allow_lossy)
 

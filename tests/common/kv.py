@@ -67,12 +67,19 @@ class Cache:
 
     @property
     def pool(self) -> Pool:
+        """Scales that are for all tokens are static ones, beside the blocks."""
+        planes = self.namespace.geometry.planes
+        buffers = [Buffer.of(memory) for memory in self.memory]
+        scales = {
+            plane.name: buffers[number :: len(planes)] for number, plane in enumerate(planes) if plane.per != "token"
+        }
         return format(self.layout).pool(
             self.namespace.geometry,
             self.extent,
             page=self.tokens,
             blocks=1,
-            buffers=[Buffer.of(memory) for memory in self.memory],
+            buffers=[one for number, one in enumerate(buffers) if planes[number % len(planes)].name not in scales],
+            scales=scales,
         )
 
     def view(self, start: int = 0, stop: int | None = None) -> View:
@@ -90,6 +97,15 @@ class Cache:
             start = first * (len(whole) // heads)
             memory[:] = whole[start : start + len(memory)]
         return part
+
+    def emptied(self) -> "Cache":
+        """Another with the same static scales, and bytes of 0x5A for numbers."""
+        planes = self.namespace.geometry.planes
+        other = Cache(self.namespace, self.tokens, extent=self.extent, layout=self.layout)
+        for number, memory in enumerate(other.memory):
+            if planes[number % len(planes)].per != "token":
+                memory[:] = self.memory[number]
+        return other
 
     def bytes_of(self, token: int, layer: int, plane: int, head: int) -> bytes:
         """One row [dim] of the layout `hf`: [head, token, dim] per layer and plane."""

@@ -8,6 +8,8 @@ import pytest
 from kvlingua.common.cache import KVCache
 from kvlingua.common.identity.namespace import Namespace
 from kvlingua.layouts.errors import LayoutError
+from kvlingua.layouts.formats import format
+from kvlingua.layouts.memory import Buffer
 from tests.common.kv import Cache, namespace
 
 TOKENS = list(range(32))
@@ -73,6 +75,32 @@ def test_a_wider_dtype_holds_what_a_narrower_one_has() -> None:
             cache.load(cache.lookup(namespace(), TOKENS), target.view(), 0, 32)
         assert target.untouched()
         assert loaded(cache, namespace(), BFLOAT16, allow_lossy=True).memory == source.memory
+
+
+@pytest.mark.parametrize("policy", ["tensor", "head"])
+def test_static_scales_must_be_those_that_were_stored(policy: str) -> None:
+    one = namespace(kv_dtype="float8_e4m3fn", scales_policy=policy)
+    with KVCache.open("memory://") as cache:
+        source = Cache(one, 32, seed=1)
+        stored(cache, one, source)
+        hit, target, other = cache.lookup(one, TOKENS), source.emptied(), Cache(one, 32)
+        cache.load(hit, target.view(), 0, 32)
+        assert target.memory == source.memory
+        with pytest.raises(LayoutError, match=r"static scales \(k_scale\) differ"):
+            cache.load(hit, other.view(), 0, 32)
+        assert other.untouched()
+
+
+def test_scales_that_would_be_written_for_other_tokens_too_are_refused() -> None:
+    one = namespace(kv_dtype="float8_e4m3fn", scales_policy="tensor")
+    with KVCache.open("memory://") as cache:
+        stored(cache, one, Cache(one, 32, seed=1))
+        target = Cache(one, 32)
+        geometry, buffers = one.geometry, [Buffer.of(memory) for memory in target.memory]
+        pool = format("hf").pool(geometry, geometry.full, page=32, blocks=1, buffers=buffers)
+        with pytest.raises(LayoutError, match="k_scale, v_scale would be written for whole blocks"):
+            cache.load(cache.lookup(one, TOKENS), pool.view([0], 0, 32), 0, 32)
+        assert target.untouched()
 
 
 @pytest.mark.parametrize(
