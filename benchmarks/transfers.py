@@ -160,18 +160,19 @@ class Transfers:
         stored = self.source.view(rows, self.geometry, self.tokens, CHUNK, ordered=True)
         engine = self.target.view(pages, fixed, self.tokens, 16, scales=one)
         again = self.scratch.view(rows, self.geometry, self.tokens, CHUNK, ordered=True)
-        name = "canonical bf16 -> vllm_lbnhc 16 fp8, fixed scales"
-        yield from self._there_and_back(name, kind, stored, engine, again, kernels)
+        ends = "canonical bf16", "vllm_lbnhc 16 fp8 (fixed)"
+        yield from self._there_and_back(ends, kind, stored, engine, again, kernels)
 
         engine = self.source.view(pages, self.geometry, self.tokens, 16)
         stored = self.target.view(rows, computed, self.tokens, CHUNK, ordered=True)
         again = self.scratch.view(pages, self.geometry, self.tokens, 16)
-        name = "vllm_lbnhc 16 bf16 -> canonical fp8, computed scales"
-        yield from self._there_and_back(name, kind, engine, stored, again, kernels)
+        ends = "vllm_lbnhc 16 bf16", "canonical fp8 (computed)"
+        yield from self._there_and_back(ends, kind, engine, stored, again, kernels)
 
     def _there_and_back(
-        self, name: str, kind: str, source: View, target: View, again: View, kernels: native.Kernels
+        self, ends: tuple[str, str], kind: str, source: View, target: View, again: View, kernels: native.Kernels
     ) -> Iterator[Transfer]:
+        """The way back has no target."""
         note = "" if kernels == "best" else f", {kernels}"
         there, back = self._run(source, target, kernels), self._run(target, again, kernels)
 
@@ -179,5 +180,5 @@ class Transfers:
             back()
             return self._restored()
 
-        yield Transfer(name + note, kind, there, right)
-        yield Transfer(f"{name}, and back{note}", "", back, self._restored, prepare=there)
+        yield Transfer(f"{ends[0]} -> {ends[1]}{note}", kind, there, right)
+        yield Transfer(f"{ends[1]} -> {ends[0]}{note}", "", back, self._restored, prepare=there)
