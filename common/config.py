@@ -78,7 +78,8 @@ class Config(BaseModel):
     chunk_tokens: Count = 64
     """Tokens per stored chunk; engines share only at the same number."""
     layers_per_shard: Count | None = None
-    """Layers per shard; all by default. Set it where pipeline stages write to one store."""
+    """Layers per shard; all by default. Where pipeline stages write to one store, a number that divides the first layer
+    of each; engines share only at the same number."""
     max_bytes: Bytes = 32 << 30
     """What the store may hold."""
     queue_bytes: Bytes = 1 << 30

@@ -67,6 +67,19 @@ def test_on_then_off(cache: KVCache, description: ModelDescription, said: pytest
     assert refusals("reset") == before + 1
 
 
+def test_the_shards_are_as_configured(
+    tmp_path: Path, description: ModelDescription, said: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("KVLINGUA_LAYERS_PER_SHARD", "1")
+    monkeypatch.setenv("KVLINGUA_FINGERPRINT_DIR", str(tmp_path))
+    with KVCache.open("memory://") as cache:
+        activation = Activation(cache, description, Guard("test"))
+        activation.start("hf", 16)
+        assert lines(said, "on: ")
+        assert activation.namespace is not None
+        assert activation.namespace.layers > activation.namespace.grid.layers_per_shard == 1
+
+
 def test_off_before_it_is_on(cache: KVCache, description: ModelDescription, said: pytest.LogCaptureFixture) -> None:
     activation = Activation(cache, description, Guard("test"))
     activation.off("reset", "the reason")

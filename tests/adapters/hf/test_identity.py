@@ -41,6 +41,14 @@ def test_one_bit_of_one_weight_in_memory(attached: Attached) -> None:
     assert not model.kvlingua.namespace.fingerprint.startswith("memory:")
 
 
+def test_other_shards(attached: Attached) -> None:
+    """Objects of several shards, in a namespace of their own."""
+    one, other, ids = attached(), attached(layers_per_shard=1), prompt(40)
+    assert [reused(one, ids) for _ in range(2)] == [0, 32]
+    assert other.kvlingua.namespace.layers > other.kvlingua.namespace.layers_per_shard == 1
+    assert [reused(other, ids) for _ in range(2)] == [0, 32]
+
+
 def test_weights_that_change_while_it_generates(attached: Attached) -> None:
     model, ids = attached(), prompt(40)
     weight = model.model.layers[1].mlp.up_proj.weight
