@@ -3,11 +3,9 @@
 import json
 import struct
 import tracemalloc
-from collections.abc import Callable
 from typing import Any
 
 import pytest
-import xxhash
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -15,11 +13,13 @@ from kvlingua.common.container import Container, parse_header
 from kvlingua.common.errors import ContainerError
 from kvlingua.common.header import MAX_HEADER_BYTES, header_length
 from kvlingua.layouts.geometry import Extent
+from tests.attacks.forger import change, signed, with_header
 from tests.common.samples import namespace, stored
 
 CONTAINER = Container(namespace(), Extent(0, 4, 0, 3))
 OBJECT, DIGEST = (bytes(part) for part in stored(CONTAINER))
 HEAD = CONTAINER.header_bytes
+DATA = OBJECT[HEAD:]
 BOUND = 64 << 20
 MEGABYTE = 1 << 20
 
@@ -45,26 +45,9 @@ def header() -> dict[str, Any]:
     return values
 
 
-def with_header(text: bytes, *, data: bytes = OBJECT[HEAD:]) -> bytes:
-    """An object with this header, padded and with the right length in front."""
-    text += b" " * (-(8 + len(text)) % 64)
-    return struct.pack("<Q", len(text)) + text + data
-
-
-def signed(values: dict[str, Any], *, data: bytes = OBJECT[HEAD:]) -> bytes:
-    """An object with these header values and a header checksum that is right: what an attacker would write."""
-    metadata = values["__metadata__"]
-    metadata["header_checksum"] = "0" * 32
-    form: Callable[[], bytes] = lambda: json.dumps(  # noqa: E731
-        values, ensure_ascii=False, sort_keys=True, separators=(",", ":")
-    ).encode()
-    metadata["header_checksum"] = xxhash.xxh3_128_hexdigest(with_header(form(), data=b""))
-    return with_header(form(), data=data)
-
-
 def test_the_forger_of_these_tests_can_write_a_right_object() -> None:
     """Else the refusals below would prove nothing."""
-    assert signed(header()) == OBJECT
+    assert signed(header(), DATA) == OBJECT
     assert parse_header(OBJECT, len(OBJECT)).container == CONTAINER
     CONTAINER.verify(memoryview(OBJECT), DIGEST, CONTAINER.extent)
 
@@ -138,16 +121,7 @@ def test_a_length_beyond_the_object() -> None:
 )
 @pytest.mark.timeout(30)
 def test_headers_that_are_none(text: bytes) -> None:
-    refused(with_header(text))
-
-
-def change(*path: str | int, to: Any) -> Callable[[dict[str, Any]], None]:
-    def apply(values: Any) -> None:
-        for key in path[:-1]:
-            values = values[key]
-        values[path[-1]] = to
-
-    return apply
+    refused(with_header(text, DATA))
 
 
 K = CONTAINER.namespace.planes["k"] * 4 * 3 * 4 * 2
@@ -185,7 +159,7 @@ TENSORS = {
 def test_tensors_that_lie(name: str) -> None:
     values = header()
     TENSORS[name](values)
-    refused(signed(values))
+    refused(signed(values, DATA))
 
 
 METADATA = {
@@ -228,9 +202,9 @@ def test_metadata_that_lies(name: str) -> None:
     values = header()
     METADATA[name](values["__metadata__"])
     if "\udc80" in values["__metadata__"]["namespace"]:
-        refused(with_header(json.dumps(values).encode()))
+        refused(with_header(json.dumps(values).encode(), DATA))
     else:
-        refused(signed(values))
+        refused(signed(values, DATA))
 
 
 @pytest.mark.parametrize(
@@ -264,7 +238,7 @@ def test_namespaces_with_sizes_that_lie(sizes: dict[str, int]) -> None:
     values["__metadata__"]["namespace"] = json.dumps(one, sort_keys=True, separators=(",", ":"))
     values["__metadata__"]["heads"] = f"0-{min(one['kv_heads'], 999_999)}"
     values["__metadata__"]["layers"] = f"0-{min(one['layers'], 999_999)}"
-    refused(signed(values))
+    refused(signed(values, DATA))
 
 
 def test_duplicate_keys() -> None:
@@ -276,7 +250,7 @@ def test_duplicate_keys() -> None:
         (b'{"__metadata__"', b'{"__metadata__":{},"__metadata__"'),
     ):
         assert text.replace(once, twice, 1) != text
-        refused(with_header(text.replace(once, twice, 1)), reason="header")
+        refused(with_header(text.replace(once, twice, 1), DATA), reason="header")
 
 
 def test_the_same_header_in_another_form() -> None:
@@ -290,7 +264,7 @@ def test_the_same_header_in_another_form() -> None:
         text.replace(b'"k"', b'"\\u006b"'),
         b"\xef\xbb\xbf" + text,
     ):
-        refused(with_header(other))
+        refused(with_header(other, DATA))
     refused(OBJECT[:HEAD].replace(b"  ", b" \t", 1) + OBJECT[HEAD:])
     longer = struct.pack("<Q", HEAD - 8 + 64) + OBJECT[8:HEAD] + b" " * 64 + OBJECT[HEAD:]
     refused(longer, reason="size")
@@ -307,7 +281,7 @@ def test_checksums_under_a_right_header_checksum() -> None:
     for plane in ("k", "v"):
         sums = values["__metadata__"][f"checksums_{plane}"]
         values["__metadata__"][f"checksums_{plane}"] = sums[32:] + sums[:32]
-        data = signed(values)
+        data = signed(values, DATA)
         assert parse_header(data, len(data)).chain == parse_header(OBJECT, len(OBJECT)).chain
         with pytest.raises(ContainerError, match="damaged"):
             CONTAINER.verify(memoryview(data), DIGEST, CONTAINER.extent)
@@ -316,7 +290,7 @@ def test_checksums_under_a_right_header_checksum() -> None:
 
 @given(st.binary(max_size=300))
 def test_noise(data: bytes) -> None:
-    for hostile in (data, with_header(data), OBJECT[:8] + data, OBJECT[:HEAD] + data):
+    for hostile in (data, with_header(data, DATA), OBJECT[:8] + data, OBJECT[:HEAD] + data):
         with pytest.raises(ContainerError):
             parse_header(hostile, len(hostile))
         with pytest.raises(ContainerError):
