@@ -59,6 +59,7 @@ class EnginePool:
     pad: elements between blocks that belong to nobody (of `hf`: tokens beyond those held); only for padded forms.
     guard: elements; torch's memory begins on a cache line, so that this decides on which 16, 32 or 64 bytes ours does.
     An element is one of the widest type that the planes have.
+    static: the scales lie outside of the cache, on the engine's layers, one per head or one for all.
     """
 
     name: str
@@ -69,19 +70,27 @@ class EnginePool:
     pad: int = 0
     seed: int = 0
     guard: int = 24
+    static: bool = False
 
     def __post_init__(self) -> None:
         self.form = GOLDEN[self.name]
         unit = max(plane.itemsize for plane in self.geometry.planes)
         pad = self.pad * (unit if self.form.has_blocks else 1)
-        self.shape = Shape(self.geometry, self.extent, self.page, self.blocks, pad)
+        held = replace(self.geometry, planes=self.geometry.numbers) if self.static else self.geometry
+        self.shape = Shape(held, self.extent, self.page, self.blocks, pad)
         self.memory: list[torch.Tensor] = []
-        self.used: list[torch.Tensor] = []
-        for index, size in enumerate(self.form.sizes(self.shape)):
-            edge = self.guard * unit
-            whole = random_bytes(size + 2 * edge, 1000 * (self.seed + 1) + index)
+        edge = self.guard * unit
+
+        def allocate(size: int) -> torch.Tensor:
+            whole = random_bytes(size + 2 * edge, 1000 * (self.seed + 1) + len(self.memory))
             self.memory.append(whole)
-            self.used.append(whole[edge : edge + size])
+            return whole[edge : edge + size]
+
+        self.used = [allocate(size) for size in self.form.sizes(self.shape)]
+        self.scales: dict[str, list[torch.Tensor]] = {}
+        for plane in self.geometry.planes[len(held.planes) :]:
+            heads = 1 if plane.per == "tensor" else self.extent.heads
+            self.scales[plane.name] = [allocate(4 * heads) for _ in range(self.extent.layers)]
 
     def clone(self) -> EnginePool:
         """The same pool with memory of its own."""
@@ -92,11 +101,11 @@ class EnginePool:
 
     def put(self, content: Content, table: list[int], start: int, part: Extent) -> None:
         """Write `content` to the positions from `start` on of the sequence `table`, for heads and layers of `part`."""
-        tokens = max(len(rows) for rows in content.values())
+        tokens = len(content[self.geometry.numbers[0].name, 0])
         position = torch.arange(start, start + tokens)[:, None]
         block, at = torch.tensor(table)[position // self.page], position % self.page
         head = torch.arange(part.head_start, part.head_stop)[None, :]
-        for plane in self.geometry.planes:
+        for plane in self.shape.geometry.planes:
             for layer in range(part.layer_start, part.layer_stop):
                 self._put(plane, layer, block, head, at, content[plane.name, layer])
 
@@ -108,6 +117,15 @@ class EnginePool:
         cache = self.form.cache(self.shape, self.used, plane, layer - self.extent.layer_start)
         self.form.write(self.shape, cache, plane, block, head - self.extent.head_start, at, x)
 
+    def put_scales(self, content: Content) -> None:
+        """Set the static scales, all of them."""
+        for name, layers in self.scales.items():
+            for index, scale in enumerate(layers):
+                rows = content[name, self.extent.layer_start + index][0, :, 0]
+                first = self.extent.head_start if len(rows) > 1 else 0
+                bits = scale.view(torch.int32)
+                bits.copy_(rows[first : first + len(bits)])
+
     def pool(self) -> Pool:
         """The same memory in our words, with the strides its tensors have."""
         return format(self.name).pool(
@@ -115,6 +133,11 @@ class EnginePool:
             self.extent,
             page=self.page,
             blocks=self.blocks,
-            buffers=[Buffer(part.data_ptr(), part.nbytes, part) for part in self.form.buffers(self.shape, self.used)],
+            buffers=[_buffer(part) for part in self.form.buffers(self.shape, self.used)],
             strides=self.form.strides(self.shape),
+            scales={name: [_buffer(scale) for scale in layers] for name, layers in self.scales.items()},
         )
+
+
+def _buffer(part: torch.Tensor) -> Buffer:
+    return Buffer(part.data_ptr(), part.nbytes, part)

@@ -118,24 +118,26 @@ def copies(draw: st.DrawFn, kind: str) -> Copy:
     )
 
 
+def place(name: str, geometry: Geometry, side: Side, tokens: int, seed: int) -> tuple[int, list[int]]:
+    """A page that the layout can have, and a table of a few blocks more than the tokens need, in random order."""
+    if not GOLDEN[name].has_blocks:
+        return side.start + tokens + 3, [0]
+    multiple = GOLDEN[name].page_multiple(geometry.planes[0].itemsize)
+    pages = [page for page in PAGES if page % multiple == 0]
+    page = pages[side.page % len(pages)]
+    table = list(range(-(-(side.start + tokens) // page) + 2))
+    random.Random(seed).shuffle(table)
+    return page, table
+
+
 class Engine:
     """A pool with a few blocks more than a sequence needs, those in random order, and where in it its tokens are."""
 
     def __init__(self, name: str, geometry: Geometry, side: Side, tokens: int, seed: int) -> None:
-        form = GOLDEN[name]
-        stop = side.start + tokens
-        if form.has_blocks:
-            multiple = form.page_multiple(geometry.planes[0].itemsize)
-            pages = [page for page in PAGES if page % multiple == 0]
-            page = pages[side.page % len(pages)]
-            blocks = -(-stop // page) + 2
-        else:
-            page, blocks = stop + 3, 1
-        self.table = list(range(blocks))
-        random.Random(seed).shuffle(self.table)
-        self.start, self.stop = side.start, stop
-        pad = side.pad if form.padded else 0
-        self.pool = EnginePool(name, geometry, side.extent, page, blocks, pad, seed, side.guard)
+        page, self.table = place(name, geometry, side, tokens, seed)
+        self.start, self.stop = side.start, side.start + tokens
+        pad = side.pad if GOLDEN[name].padded else 0
+        self.pool = EnginePool(name, geometry, side.extent, page, len(self.table), pad, seed, side.guard)
 
     def view(self, pool: EnginePool | None = None) -> View:
         return (pool or self.pool).pool().view(self.table, self.start, self.stop)
