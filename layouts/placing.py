@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from itertools import pairwise
 
+from kvlingua.layouts.arrangement import Arrangement, PlaneStrides
 from kvlingua.layouts.memory import Buffer
-from kvlingua.layouts.strides import Arrangement, PlaneStrides
 from kvlingua.layouts.view import PlaneAddress, Pool
 
 

@@ -9,12 +9,12 @@ from array import array
 from dataclasses import dataclass
 from functools import lru_cache
 
+from kvlingua.layouts.arrangement import Arrangement, Digits
 from kvlingua.layouts.casts import Conversion, Op, conversions
 from kvlingua.layouts.dtypes import DTYPES
 from kvlingua.layouts.errors import LayoutError
 from kvlingua.layouts.geometry import Extent, Plane
 from kvlingua.layouts.refinement import Axis, Row, pieces
-from kvlingua.layouts.strides import Arrangement, Digits
 from kvlingua.layouts.view import Pool, View
 
 

@@ -10,11 +10,11 @@ import ctypes
 
 import torch
 
+from kvlingua.layouts.arrangement import digits_offset
 from kvlingua.layouts.casts import Conversion, Op, conversions
 from kvlingua.layouts.checks import static_scales_differ, values_differ
 from kvlingua.layouts.dtypes import DTYPES
 from kvlingua.layouts.geometry import Extent, Plane
-from kvlingua.layouts.refinement import digits_offset
 from kvlingua.layouts.rounding import BITS, rounded, values
 from kvlingua.layouts.view import View
 

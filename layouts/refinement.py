@@ -11,9 +11,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 
+from kvlingua.layouts.arrangement import Digits, digits_offset
 from kvlingua.layouts.errors import LayoutError
 from kvlingua.layouts.geometry import Rope
-from kvlingua.layouts.strides import Digits
 
 MAX_AXES = 4
 """Most axes of a piece; csrc/kvlingua.h has room for as many."""
@@ -53,15 +53,6 @@ class Piece:
     source: int
     target: int
     axes: tuple[Axis, ...]
-
-
-def digits_offset(digits: Digits, index: int) -> int:
-    """Bytes that index `index` of an axis with these digits adds."""
-    offset = 0
-    for size, stride in reversed(digits):
-        index, digit = divmod(index, size)
-        offset += digit * stride
-    return offset
 
 
 @lru_cache(maxsize=1024)

@@ -8,10 +8,10 @@ from dataclasses import dataclass, field
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
+from kvlingua.layouts.arrangement import Arrangement, Digits
 from kvlingua.layouts.errors import LayoutError
 from kvlingua.layouts.geometry import Extent, Geometry
 from kvlingua.layouts.memory import Buffer, joined
-from kvlingua.layouts.strides import Arrangement, Digits
 
 if TYPE_CHECKING:
     from kvlingua.layouts.layout import Layout

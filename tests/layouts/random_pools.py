@@ -11,8 +11,8 @@ import torch
 from hypothesis import strategies as st
 
 from kvlingua.layouts import DTYPES, Buffer, Extent, Geometry, Layout, Plane, Pool, Rope, View
+from kvlingua.layouts.arrangement import digits_offset
 from kvlingua.layouts.geometry import Per
-from kvlingua.layouts.refinement import digits_offset
 from kvlingua.layouts.strides import arrange
 
 FLOATS = ("float32", "float16", "bfloat16")

@@ -178,7 +178,7 @@ def test_static_scales_that_do_not_fit(scales: dict[str, list[int]], why: str) -
 def test_a_scale_per_head_has_no_place_between_tokens() -> None:
     model = Geometry.kv(1, 2, 16, "float8_e4m3fn", scales="head")
     row = Layout("inline", "layer | block head token (k: dim) (v: dim) (k_scale: dim) (v_scale: dim)")
-    with pytest.raises(LayoutError, match="plane k_scale has one value per head, so it can't lie inside 'token'"):
+    with pytest.raises(LayoutError, match="plane k_scale has one value per head: it can't lie inside 'token'"):
         row.pool(model, model.full, page=4, blocks=1, buffers=memory(999))
     per_token = Geometry.kv(1, 2, 16, "float8_e4m3fn", scales="token")
     assert row.pool(per_token, per_token.full, page=4, blocks=1, buffers=memory(320)).planes[3].token == ((4, 40),)

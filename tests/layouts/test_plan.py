@@ -5,6 +5,7 @@ from __future__ import annotations
 import mmap
 import random
 import time
+from array import array
 from collections.abc import Callable
 from dataclasses import replace
 
@@ -14,10 +15,10 @@ from hypothesis import Phase, given, settings
 from hypothesis import strategies as st
 
 from kvlingua.layouts import Buffer, Geometry, LayoutError, Pool, Rope, View, convert, format, native
+from kvlingua.layouts.arrangement import Digits
 from kvlingua.layouts.geometry import Order
 from kvlingua.layouts.plan import Plan, make_plan
 from kvlingua.layouts.refinement import MAX_AXES, Row, pieces
-from kvlingua.layouts.strides import Digits
 from tests.layouts.plan_walker import walk
 from tests.layouts.random_pools import Arena, Kept, cast, copied, extents, geometries, views
 
@@ -157,7 +158,7 @@ def test_planning_4096_tokens_of_32_layers_costs_under_200_microseconds(name: st
     """With new block numbers each time, and scratch memory at another address each time; known geometry."""
     target = pool(name, page, 8192 // page)
     scratch = [Buffer.of(mmap.mmap(-1, 64 * MODEL.block_bytes(MODEL.full, 64))) for _ in range(3)]
-    table = list(range(8192 // page))
+    table = array("q", range(8192 // page))
 
     def plan() -> None:
         table.append(table.pop(0))
