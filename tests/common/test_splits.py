@@ -80,13 +80,13 @@ def models(draw: st.DrawFn) -> Namespace:
     return namespace(**(shape | MODELS[kind] | sizes | cut))
 
 
-@settings(max_examples=60)
+@settings(max_examples=150)
 @given(one=models(), data=st.data())
 def test_what_any_split_wrote_any_split_reads(one: Namespace, data: st.DataObject) -> None:
     read_everywhere("memory://", one, data)
 
 
-@settings(max_examples=10)
+@settings(max_examples=20)
 @given(one=models(), data=st.data())
 def test_so_it_is_with_files(one: Namespace, data: st.DataObject, tmp_path_factory: pytest.TempPathFactory) -> None:
     read_everywhere(f"file://{tmp_path_factory.mktemp('store')}", one, data)
