@@ -6,13 +6,6 @@
 #include <cstdlib>
 #include <cstring>
 
-#if defined(__SANITIZE_ADDRESS__)
-#define KVL_ASAN 1
-#elif defined(__has_feature)
-#if __has_feature(address_sanitizer)
-#define KVL_ASAN 1
-#endif
-#endif
 #if defined(KVL_ASAN)
 #include <sanitizer/asan_interface.h>
 #else

@@ -17,9 +17,8 @@ from pathlib import Path
 
 from tests.native.builds import CLONE, FOLDER, Compiler, NoTool, build, compilers, library
 
-TESTS = ["tests/layouts", "tests/native", *sorted(map(str, Path("tests/common").glob("test_bulk*.py")))]
+TESTS = ["tests/layouts", "tests/native", *sorted(map(str, (CLONE / "tests" / "common").glob("test_bulk*.py")))]
 ARM = "aarch64-linux-gnu"
-REPORT = "report"  # of a sanitizer: a file for each process that it ended
 
 
 def say(what: str) -> None:
@@ -34,6 +33,13 @@ def strict() -> None:
         run_fuzz(folder, "--runs", "2000")
 
 
+def sanitizing(compiler: Compiler) -> list[str]:
+    """CMake's options; the tools find the sanitizer's library where the compiler keeps it."""
+    runtime = compiler.runtime()
+    assert runtime is not None
+    return ["-DSANITIZE=ON", "-DCMAKE_BUILD_TYPE=RelWithDebInfo", f"-DCMAKE_BUILD_RPATH={runtime.parent}"]
+
+
 def sanitized() -> tuple[Path, Compiler]:
     """The folder of the sanitized build, and the compiler whose sanitizers they are."""
     found = compilers()
@@ -42,53 +48,36 @@ def sanitized() -> tuple[Path, Compiler]:
     for compiler in found:
         if compiler.runtime():
             say(f"{compiler.command}: build with AddressSanitizer and UndefinedBehaviorSanitizer")
-            options = ["-DSANITIZE=ON", "-DCMAKE_BUILD_TYPE=RelWithDebInfo"]
-            return build(f"sanitized-{compiler.command}", compiler.command, *options), compiler
+            return build(f"sanitized-{compiler.command}", compiler.command, *sanitizing(compiler)), compiler
     raise NoTool(
         f"{' and '.join(compiler.command for compiler in found)} lack the library of AddressSanitizer:"
         " install libasan (Debian's g++ brings it) or clang's compiler-rt"
     )
 
 
-def environment(folder: Path) -> dict[str, str]:
-    """Sanitizers stop at the first report, and write it to a file: standard error belongs to pytest."""
-    options = f"log_path={folder / REPORT}:halt_on_error=1:abort_on_error=1:print_stacktrace=1"
+def environment() -> dict[str, str]:
+    """Sanitizers end the process at the first report."""
+    options = "halt_on_error=1:abort_on_error=1:print_stacktrace=1"
     # Python and torch never free all they took. A size that can't be had comes back as no memory, as it does in life.
     asan = f"{options}:detect_leaks=0:allocator_may_return_null=1"
     return {**os.environ, "ASAN_OPTIONS": asan, "UBSAN_OPTIONS": options, "OMP_NUM_THREADS": "1"}
 
 
-def reports(folder: Path) -> list[Path]:
-    return sorted(folder.glob(f"{REPORT}.*"))
-
-
-def run(command: list[str], folder: Path, **variables: str) -> int:
-    """Run under the sanitizers' settings; reports are shown, and count as a failure whatever the exit status is."""
-    for old in reports(folder):
-        old.unlink()
-    status = subprocess.run(command, env={**environment(folder), **variables}, cwd=CLONE).returncode
-    for report in reports(folder):
-        print(report.read_text("utf-8", "replace"), file=sys.stderr)
-    return status or (1 if reports(folder) else 0)
-
-
 def alive(folder: Path) -> None:
-    """The sanitizers are really there: each notices what it is for, and only the tool's own mistake."""
+    """The sanitizers are really there: each notices what it is for."""
     for mistake, words in (("heap", "heap-buffer-overflow"), ("shift", "shift exponent")):
-        for old in reports(folder):
-            old.unlink()
-        done = subprocess.run([folder / "overflow", mistake], env=environment(folder), capture_output=True, text=True)
-        report = "".join(path.read_text("utf-8", "replace") for path in reports(folder))
-        if done.returncode == 0 or words not in report:
+        done = subprocess.run([folder / "overflow", mistake], env=environment(), capture_output=True, text=True)
+        if done.returncode == 0 or words not in done.stderr:
             sys.exit(
-                f"check-native: the sanitizer is not alive: `overflow {mistake}` gave {done.returncode}, {report!r}"
+                f"check-native: no sanitizer at work: `overflow {mistake}` gave {done.returncode}, {done.stderr!r}"
             )
     say("a heap overflow and a bad shift, made on purpose, are caught")
 
 
-def run_fuzz(folder: Path, *options: str) -> None:
-    if run([str(folder / "fuzz_convert"), *options], folder):
-        sys.exit(f"fuzz: failed in {folder}; the input is in {CLONE / 'fuzz-failure.bin'}")
+def run_fuzz(folder: Path, *options: str, **variables: str) -> None:
+    command = [folder / "fuzz_convert", *options]
+    if subprocess.run(command, env=environment() | variables, cwd=folder).returncode:
+        sys.exit(f"fuzz: failed, see above; an input that failed is kept in {folder}")
 
 
 def check_native(runs: int) -> None:
@@ -98,24 +87,13 @@ def check_native(runs: int) -> None:
     say(f"fuzzing, {runs} plans")
     run_fuzz(folder, "--runs", str(runs))
     say("the tests of the native library, under the sanitizers")
-    # The C++ library comes with it, so that the sanitizer finds what it wraps of exceptions.
+    # The C++ library comes with it, so that the sanitizer finds what it wraps of exceptions. Reports are written by the
+    # process to its standard error, which pytest must leave alone.
     preload = f"{compiler.runtime()} {compiler.asks('-print-file-name=libstdc++.so.6')}"
-    pytest = [
-        sys.executable,
-        "-m",
-        "pytest",
-        "-q",
-        "--numprocesses",
-        "2",
-        "--dist",
-        "loadfile",
-        "-p",
-        "no:cacheprovider",
-    ]
-    status = run(
-        [*pytest, f"--native-library={library(folder)}", *TESTS], folder, LD_PRELOAD=preload, PYTHONMALLOC="malloc"
-    )
-    sys.exit(status)
+    variables = {"LD_PRELOAD": preload, "PYTHONMALLOC": "malloc"}  # each Python object an allocation of its own
+    pytest = [sys.executable, "-m", "pytest", "-q", "--capture=sys", "--numprocesses=2", "--dist=loadfile"]
+    command = [*pytest, "-p", "no:cacheprovider", f"--native-library={library(folder)}", *TESTS]
+    sys.exit(subprocess.run(command, env=environment() | variables, cwd=CLONE).returncode)
 
 
 def check_fuzz(seconds: int) -> None:
@@ -126,19 +104,12 @@ def check_fuzz(seconds: int) -> None:
         say(f"fuzzing for {seconds} s with a driver of our own, seed {seed} (clang would bring libFuzzer)")
         run_fuzz(folder, "--seconds", str(seconds), "--seed", str(seed))
         return
-    options = ["-DSANITIZE=ON", "-DLIBFUZZER=ON", "-DCMAKE_BUILD_TYPE=RelWithDebInfo"]
-    folder = build(f"libfuzzer-{clang.command}", clang.command, *options)
+    folder = build(f"libfuzzer-{clang.command}", clang.command, "-DLIBFUZZER=ON", *sanitizing(clang))
     corpus = folder / "corpus"
     corpus.mkdir(exist_ok=True)
     say(f"fuzzing for {seconds} s with {clang.command}'s libFuzzer")
-    run_fuzz(
-        folder,
-        f"-max_total_time={seconds}",
-        "-max_len=600",
-        "-print_final_stats=1",
-        f"-artifact_prefix={folder}/",
-        str(corpus),
-    )
+    options = [f"-max_total_time={seconds}", "-max_len=600", "-print_final_stats=1"]
+    run_fuzz(folder, *options, str(corpus), LD_PRELOAD=str(clang.runtime()))
 
 
 def check_arm() -> None:

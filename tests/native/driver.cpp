@@ -19,10 +19,8 @@
 
 #include "fuzz.h"
 
-#if defined(__has_include)
-#if __has_include(<sanitizer/common_interface_defs.h>)
+#if defined(KVL_ASAN)
 #include <sanitizer/common_interface_defs.h>
-#endif
 #endif
 
 namespace {
@@ -112,7 +110,7 @@ int main(int argc, char** argv) {
         }
     }
     for (const int signal : {SIGABRT, SIGSEGV, SIGBUS}) std::signal(signal, on_signal);
-#if defined(__SANITIZE_ADDRESS__)
+#if defined(KVL_ASAN)
     __sanitizer_set_death_callback(keep_failure);
 #endif
     for (const Input& input : kept) run(input);
