@@ -2,16 +2,22 @@
 
     python fuse_server.py MOUNT BEHIND      mounts, prints "ready", serves until it is killed
 
+A file `.faults` in BEHIND, JSON, makes calls on files go wrong: {name: {"open": errno, "read": errno, "end": byte at
+which the file ends when it is read, "flip": byte in which a bit is flipped in the first read, "stall": seconds that a
+read takes}}.
+
 Speaks the kernel's FUSE protocol (linux/fuse.h, version 7.31) over /dev/fuse directly, so no library is needed. For
 tests: one request after the other, no links, no devices.
 """
 
 import ctypes
 import errno
+import json
 import os
 import stat
 import struct
 import sys
+import time
 from collections.abc import Callable
 
 _IN = struct.Struct("<IIQQIIII")
@@ -28,7 +34,9 @@ class Passthrough:
     """Node numbers for paths, file handles for descriptors."""
 
     def __init__(self, behind: str) -> None:
+        self.behind = behind
         self.paths = {1: behind}
+        self.flipped: set[str] = set()
         self.nodes = {behind: 1}
         self.operations: dict[int, Callable[[int, bytes], bytes]] = {
             1: self.lookup,
@@ -126,6 +134,7 @@ class Passthrough:
 
     def open(self, node: int, body: bytes) -> bytes:
         flags = struct.unpack_from("<I", body)[0]
+        self.fail("open", self.faults(self.paths[node]))
         return struct.pack("<QII", os.open(self.paths[node], flags & ~os.O_NOFOLLOW | os.O_CLOEXEC), _DIRECT_IO, 0)
 
     def create(self, node: int, body: bytes) -> bytes:
@@ -136,7 +145,16 @@ class Passthrough:
 
     def read(self, node: int, body: bytes) -> bytes:
         handle, offset, size = struct.unpack_from("<QQI", body)
-        return os.pread(handle, size, offset)
+        path = self.paths[node]
+        faults = self.faults(path)
+        self.fail("read", faults)
+        time.sleep(faults.get("stall", 0))
+        data = bytearray(os.pread(handle, min(size, max(0, faults.get("end", offset + size) - offset)), offset))
+        place = faults.get("flip", -1) - offset
+        if 0 <= place < len(data) and path not in self.flipped:
+            self.flipped.add(path)
+            data[place] ^= 4
+        return bytes(data)
 
     def write(self, node: int, body: bytes) -> bytes:
         handle, offset, size = struct.unpack_from("<QQI", body)
@@ -164,6 +182,19 @@ class Passthrough:
                     break
                 reply += item
         return reply
+
+    def faults(self, path: str) -> dict[str, int]:
+        """What shall go wrong with a file."""
+        try:
+            with open(os.path.join(self.behind, ".faults"), "rb") as file:
+                found: dict[str, int] = json.load(file).get(os.path.basename(path), {})
+        except FileNotFoundError:
+            return {}
+        return found
+
+    def fail(self, operation: str, faults: dict[str, int]) -> None:
+        if operation in faults:
+            raise Problem(faults[operation])
 
     def child(self, node: int, name: bytes) -> str:
         return os.path.join(self.paths[node], os.fsdecode(name.split(b"\0")[0]))

@@ -6,14 +6,17 @@ gone. The process that makes the call can still be killed, and can exit. Needs /
     with hanging_folder(tmp_path) as folder:
         ... use folder.path ...
         folder.freeze()
+
+Single files can be made to fail, too (`spoil`).
 """
 
 import ctypes
+import json
 import os
 import signal
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -25,9 +28,14 @@ _MNT_DETACH = 2
 class HangingFolder:
     """The mounted folder, and the process that serves it."""
 
-    def __init__(self, path: Path, server: "subprocess.Popen[str]") -> None:
+    def __init__(self, path: Path, behind: Path, server: "subprocess.Popen[str]") -> None:
         self.path = path
+        self._behind = behind
         self._server = server
+
+    def spoil(self, **faults: Mapping[str, int]) -> None:
+        """From now on these go wrong with files, by name, as fuse_server.py says."""
+        (self._behind / ".faults").write_text(json.dumps(faults))
 
     def freeze(self) -> None:
         """From now on every call on the folder blocks."""
@@ -66,7 +74,7 @@ def hanging_folder(parent: Path) -> Iterator[HangingFolder]:
         answer = server.stdout.readline().strip()
         if answer != "ready":
             pytest.skip(f"a file system that really hangs can't be mounted here: {answer or 'its server ended'}")
-        yield HangingFolder(mount, server)
+        yield HangingFolder(mount, behind, server)
     finally:
         server.kill()  # whatever is blocked gets an error
         server.wait()

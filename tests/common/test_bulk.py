@@ -1,0 +1,439 @@
+"""Objects in bulk: what the native library reads, refuses and writes is what Python reads, refuses and writes."""
+
+import errno
+import os
+import threading
+import time
+from array import array
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from kvlingua.common import bulk
+from kvlingua.common.cache import KVCache
+from kvlingua.common.config import Config
+from kvlingua.common.container import Container
+from kvlingua.common.errors import ContainerError, LoadError, StoreError, StoreTimeout
+from kvlingua.common.scratch import ScratchPool
+from kvlingua.common.slots import passing
+from kvlingua.layouts import native
+from kvlingua.layouts.formats import format
+from kvlingua.layouts.geometry import Extent
+from kvlingua.layouts.memory import Buffer
+from kvlingua.layouts.plan import make_plan
+from tests import spoil
+from tests.common.kv import CHUNK, Cache, namespace
+from tests.common.samples import containers, stored
+from tests.hanging import hanging_folder
+
+pytestmark = pytest.mark.skipif(not bulk.available(), reason=native.describe())
+
+TOKENS = list(range(96))
+
+
+def fill(url: str) -> None:
+    """Store TOKENS with noise of seed 1."""
+    with KVCache.open(Config(url=url, lookup_timeout_s=30)) as cache:
+        handle = cache.store(namespace(), TOKENS, Cache(namespace(), 96, seed=1).view(), 0, 96)
+        assert handle.committed.wait(30)
+        assert (handle.stored, handle.error) == (6, None)
+
+
+@contextmanager
+def opened(folder: Path) -> Iterator[int]:
+    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        yield descriptor
+    finally:
+        os.close(descriptor)
+
+
+def scratch(nbytes: int) -> memoryview:
+    piece = ScratchPool(1 << 30).acquire(nbytes)
+    assert piece is not None
+    return memoryview(piece)
+
+
+class Reader:
+    """Loads one object of a container from a file into a pool of layout `canonical`, the data of which lie in
+    `target`."""
+
+    def __init__(self, container: Container, digest: bytes, needed: Extent | None = None) -> None:
+        self.container, self.digest = container, digest
+        self.needed = container.extent if needed is None else needed
+        tokens, geometry = container.namespace.chunk_tokens, container.namespace.geometry
+        self.target = bytearray(b"\x5a" * geometry.block_bytes(self.needed, tokens))
+        pool = format("canonical").pool(
+            geometry, self.needed, page=tokens, blocks=1, buffers=[Buffer.of(self.target)], strides={}
+        )
+        self.memory = scratch(container.object_bytes)
+        source = passing(container, self.memory, 0, tokens)
+        plan = make_plan(source, pool.view(array("q", [0]), 0, tokens))
+        self.batch = bulk.Batch(container, self.needed, plan, [digest])
+
+    def load(self, folder: int, gate: bulk.Gate | None = None) -> bool:
+        [[intact]] = bulk.load([self.batch], folder, self.memory, 1, gate or bulk.Gate())
+        return intact
+
+    @property
+    def untouched(self) -> bool:
+        return self.target == b"\x5a" * len(self.target)
+
+
+def file_of(container: Container, digest: bytes) -> str:
+    extent = container.extent
+    heads, layers = f"h{extent.head_start}-{extent.head_stop}", f"l{extent.layer_start}-{extent.layer_stop}"
+    return f"{digest.hex()}-{heads}-{layers}.safetensors"
+
+
+def put(folder: Path, container: Container, digest: bytes, data: bytes | bytearray) -> Path:
+    path = folder / file_of(container, digest)
+    path.write_bytes(data)
+    path.chmod(0o600)
+    return path
+
+
+@given(container=containers(), chunk=st.integers(0, 3))
+@settings(max_examples=60)
+def test_it_writes_the_bytes_that_python_writes(
+    container: Container, chunk: int, tmp_path_factory: pytest.TempPathFactory
+) -> None:
+    written, digest = stored(container, chunk)
+    folder = tmp_path_factory.mktemp("new")
+    memory = scratch(container.object_bytes)[: container.object_bytes]
+    memory[container.header_bytes :] = written[container.header_bytes :]
+    with opened(folder) as descriptor:
+        (folder / "new").touch(0o600)
+        os.truncate(folder / "new", container.object_bytes)
+        first_token = chunk * container.namespace.chunk_tokens
+        one = bulk.NewObject(descriptor, "new", digest, first_token, memory, 1_700_000_000_123_456_789)
+        assert bulk.store(container, [one], 1) == [None]
+    assert memory == written
+    assert (folder / "new").read_bytes() == written
+    assert (folder / "new").stat().st_mtime_ns == 1_700_000_000_123_456_789
+
+
+@given(data=st.data(), container=containers())
+@settings(max_examples=60)
+def test_it_accepts_what_python_accepts(
+    data: st.DataObject, container: Container, tmp_path_factory: pytest.TempPathFactory
+) -> None:
+    """One byte changed anywhere, read by somebody who needs any part of it."""
+    written, digest = stored(container)
+    head, layer = (
+        sorted(data.draw(st.lists(st.integers(low, high), min_size=2, max_size=2, unique=True)))
+        for low, high in (
+            (container.extent.head_start, container.extent.head_stop),
+            (container.extent.layer_start, container.extent.layer_stop),
+        )
+    )
+    needed = Extent(*head, *layer)
+    place = data.draw(st.integers(0, len(written) - 1))
+    changed = bytearray(written)
+    changed[place] = data.draw(st.integers(0, 255))
+    try:
+        container.verify(memoryview(changed), digest, needed)
+        right = True
+    except ContainerError:
+        right = False
+    reader = Reader(container, digest, needed)
+    folder = tmp_path_factory.mktemp("object")
+    put(folder, container, digest, changed)
+    with opened(folder) as descriptor:
+        assert reader.load(descriptor) == right
+    if right:
+        assert reader.target == expected(container, written, needed)
+    else:
+        assert reader.untouched
+
+
+def expected(container: Container, obj: bytearray, needed: Extent) -> bytes:
+    """The data of an object that holds just `needed`, cut out plane by plane."""
+    found, base = b"", container.header_bytes
+    extent, tokens = container.extent, container.namespace.chunk_tokens
+    for plane in container.namespace.geometry.planes:
+        heads = 1 if plane.per == "tensor" else extent.heads
+        layer = plane.width * plane.itemsize * (tokens if plane.per == "token" else 1)
+        for head in range(heads) if plane.per == "tensor" else range(needed.head_start, needed.head_stop):
+            row = base + (head - (0 if plane.per == "tensor" else extent.head_start)) * extent.layers * layer
+            start = row + (needed.layer_start - extent.layer_start) * layer
+            found += obj[start : start + needed.layers * layer]
+        base += heads * extent.layers * layer
+    return found
+
+
+def test_no_byte_of_an_object_can_be_flipped(tmp_path: Path) -> None:
+    """Every byte of one object, and the same of those it is read with."""
+    container = Container(namespace(), Extent(0, 4, 0, 3))
+    written, digest = stored(container)
+    path = put(tmp_path, container, digest, written)
+    reader = Reader(container, digest)
+    with opened(tmp_path) as folder, path.open("r+b", buffering=0) as file:
+        for place in range(container.object_bytes):
+            os.pwrite(file.fileno(), bytes([written[place] ^ 1 << place % 8]), place)
+            assert not reader.load(folder), place
+            os.pwrite(file.fileno(), written[place : place + 1], place)
+        assert reader.untouched
+        assert reader.load(folder)
+    assert reader.target == written[container.header_bytes :]
+
+
+def test_who_needs_an_eighth_reads_an_eighth(tmp_path: Path) -> None:
+    """A byte that it doesn't need may even be unreadable; one that it needs may not."""
+    one = namespace(kv_heads=8, planes={"k": 64, "v": 64})
+    container = Container(one, Extent(0, 8, 0, 3))
+    written, digest = stored(container)
+    with hanging_folder(tmp_path) as folder, opened(folder.path) as descriptor:
+        path = put(folder.path, container, digest, written)
+        for head in range(8):
+            reader = Reader(container, digest, Extent(head, head + 1, 0, 3))
+            assert reader.load(descriptor)
+            assert reader.target == expected(container, written, reader.needed)
+        half = container.header_bytes + container.data_bytes // 2  # where V begins
+        eighth = container.data_bytes // 16
+        folder.spoil(**{path.name: {"flip": half + eighth}})
+        assert Reader(container, digest, Extent(0, 1, 0, 3)).load(descriptor)
+        reader = Reader(container, digest, Extent(1, 2, 0, 3))
+        assert not reader.load(descriptor)
+        assert reader.untouched
+    assert bulk.read_bytes(container, Extent(3, 4, 0, 3)) == container.header_bytes + 2 * eighth
+
+
+@given(data=st.data())
+@settings(max_examples=40)
+def test_any_part_of_a_prompt_for_any_part_of_a_model(
+    data: st.DataObject, tmp_path_factory: pytest.TempPathFactory
+) -> None:
+    """Written by two ranks, read by any, with any number of threads and memory for as many or fewer."""
+    store = tmp_path_factory.mktemp("store") / "store"
+    one, source = namespace(layers_per_shard=1), Cache(namespace(layers_per_shard=1), 96, seed=1)
+    with KVCache.open(f"file://{store}") as cache:
+        for half in (Extent(0, 2, 0, 3), Extent(2, 4, 0, 3)):
+            assert cache.store(one, TOKENS, source.view(), 0, 96, extent=half).committed.wait(10)
+    size = spoil.objects(store)[0].stat().st_size + 4096
+    threads, room = data.draw(st.integers(1, 5)), data.draw(st.integers(1, 5)) * size
+    start, stop = sorted(data.draw(st.lists(st.integers(0, 96), min_size=2, max_size=2)))
+    head, layer = (
+        sorted(data.draw(st.lists(st.integers(0, high), min_size=2, max_size=2, unique=True))) for high in (4, 3)
+    )
+    extent = Extent(*head, *layer)
+    with KVCache.open(Config(url=f"file://{store}", threads=threads, queue_bytes=room)) as cache:
+        target = Cache(one, 96, extent=extent)
+        cache.load(cache.lookup(one, TOKENS, extent=extent), target.view(start, stop), start, stop)
+        assert target.untouched(0, start)
+        assert target.same_tokens(source.part(extent), start, stop)
+        assert target.untouched(stop)
+
+
+@pytest.mark.parametrize("threads", [1, 4])
+def test_every_damaged_object_is_found_whatever_the_threads(tmp_path: Path, threads: int) -> None:
+    for turn in range(20):
+        store = tmp_path / str(turn)
+        fill(f"file://{store}")
+        with KVCache.open(Config(url=f"file://{store}", threads=threads)) as cache:
+            hit = cache.lookup(namespace(), TOKENS)
+            keys = list(hit.keys(0, 6))
+            for bad in (1, 4):
+                spoil.flip_byte(store / keys[bad])
+            (store / keys[2]).unlink()
+            target = Cache(namespace(), 96)
+            with pytest.raises(LoadError, match="2 of 6 objects are damaged"):
+                cache.load(hit, target.view(), 0, 96)
+            assert target.holds_at_most(Cache(namespace(), 96, seed=1), (0, 3, 5))
+            assert cache.stats["corrupt_objects"] == 2
+        assert {path.name for path in spoil.objects(store)} == {Path(keys[good]).name for good in (0, 3, 5)}
+
+
+@pytest.mark.parametrize("fault", [{"open": errno.EIO}, {"read": errno.EIO}, {"open": errno.EACCES}, {"end": 1000}])
+def test_an_object_that_cannot_be_read_is_removed_and_stored_anew(tmp_path: Path, fault: dict[str, int]) -> None:
+    with hanging_folder(tmp_path) as folder:
+        url = f"file://{folder.path}/store"
+        fill(url)
+        with KVCache.open(Config(url=url, lookup_timeout_s=30, load_timeout_s=30)) as cache:
+            hit, source = cache.lookup(namespace(), TOKENS), Cache(namespace(), 96, seed=1)
+            victim, target = list(hit.keys(0, 6))[2], Cache(namespace(), 96)
+            folder.spoil(**{Path(victim).name: fault})
+            with pytest.raises(LoadError, match="1 of 6 objects are damaged"):
+                cache.load(hit, target.view(), 0, 96)
+            assert target.holds_at_most(source, (0, 1))
+            assert cache.stats["corrupt_objects"] == 1
+            assert cache.lookup(namespace(), TOKENS).tokens == 32
+            folder.spoil()
+            handle = cache.store(namespace(), TOKENS, source.view(), 0, 96)
+            assert handle.committed.wait(30)
+            assert (handle.stored, handle.error) == (1, None)
+            cache.load(cache.lookup(namespace(), TOKENS), target.view(), 0, 96)
+            assert target.same_tokens(source, 0, 96)
+
+
+def test_trouble_of_the_process_removes_nothing(tmp_path: Path) -> None:
+    with hanging_folder(tmp_path) as folder:
+        url = f"file://{folder.path}/store"
+        fill(url)
+        with KVCache.open(Config(url=url, lookup_timeout_s=30, load_timeout_s=30)) as cache:
+            hit, target = cache.lookup(namespace(), TOKENS), Cache(namespace(), 96)
+            folder.spoil(**{Path(list(hit.keys(0, 6))[2]).name: {"open": errno.EMFILE}})
+            with pytest.raises(StoreError, match="Too many open files"):
+                cache.load(hit, target.view(), 0, 96)
+            folder.spoil()
+            cache.load(hit, target.view(), 0, 96)
+            assert target.same_tokens(Cache(namespace(), 96, seed=1), 0, 96)
+
+
+def test_what_was_wrong_once_only_is_no_damage(tmp_path: Path) -> None:
+    """A byte that is another one when it is read again: the load fails, and nobody's object is removed."""
+    with hanging_folder(tmp_path) as folder:
+        url = f"file://{folder.path}/store"
+        fill(url)
+        with KVCache.open(Config(url=url, lookup_timeout_s=30, load_timeout_s=30)) as cache:
+            hit, target = cache.lookup(namespace(), TOKENS), Cache(namespace(), 96)
+            folder.spoil(**{Path(list(hit.keys(0, 6))[2]).name: {"flip": 3000}})
+            with pytest.raises(LoadError, match="1 of 6 objects changed while they were read"):
+                cache.load(hit, target.view(), 0, 96)
+            assert target.holds_at_most(Cache(namespace(), 96, seed=1), (0, 1))
+            cache.load(hit, target.view(), 0, 96)
+            assert target.same_tokens(Cache(namespace(), 96, seed=1), 0, 96)
+
+
+@pytest.mark.parametrize("threads", [1, 3])
+def test_a_load_that_was_given_up_writes_nothing_more(tmp_path: Path, threads: int) -> None:
+    """It has written two chunks, hangs in the third, and goes on when the engine may have other plans."""
+    with hanging_folder(tmp_path) as folder:
+        config = Config(url=f"file://{folder.path}/store", load_timeout_s=0.7, lookup_timeout_s=30, threads=threads)
+        fill(config.url)
+        with KVCache.open(config) as cache:
+            hit, target = cache.lookup(namespace(), TOKENS), Cache(namespace(), 96)
+            folder.spoil(**{Path(list(hit.keys(0, 6))[2]).name: {"stall": 2}})
+            with pytest.raises(StoreTimeout):
+                cache.load(hit, target.view(), 0, 96)
+            before = [bytes(memory) for memory in target.memory]
+            assert target.holds_at_most(Cache(namespace(), 96, seed=1), (0, 1) if threads == 1 else (0, 1, 3, 4, 5))
+            folder.spoil()
+            deadline = time.monotonic() + 20
+            while cache._in_this_process().loads.hanging:
+                assert time.monotonic() < deadline
+                time.sleep(0.01)
+            assert [bytes(memory) for memory in target.memory] == before
+            cache.load(hit, target.view(), 0, 96)
+            assert target.same_tokens(Cache(namespace(), 96, seed=1), 0, 96)
+
+
+def test_a_closed_gate_lets_nothing_pass(tmp_path: Path) -> None:
+    container = Container(namespace(), Extent(0, 4, 0, 3))
+    written, digest = stored(container)
+    put(tmp_path, container, digest, written)
+    reader, gate = Reader(container, digest), bulk.Gate()
+    gate.close()
+    gate.close()
+    with opened(tmp_path) as folder:
+        assert not reader.load(folder, gate)
+        assert reader.untouched
+        assert reader.load(folder)
+
+
+def test_after_a_gate_is_closed_a_running_load_has_stopped_writing(tmp_path: Path) -> None:
+    """Closed at any time of a load of many objects, by another thread."""
+    container = Container(namespace(planes={"k": 512, "v": 512}, chunk_tokens=64), Extent(0, 4, 0, 3))
+    chunks = [stored(container, chunk) for chunk in range(12)]
+    for written, digest in chunks:
+        put(tmp_path, container, digest, written)
+    geometry, tokens = container.namespace.geometry, container.namespace.chunk_tokens
+    target = bytearray(len(chunks) * container.data_bytes)
+    pool = format("canonical").pool(
+        geometry, container.extent, page=tokens, blocks=len(chunks), buffers=[Buffer.of(target)], strides={}
+    )
+    memory = scratch(2 * (container.object_bytes + 64))
+    partly = 0
+    with opened(tmp_path) as folder:
+        for turn in range(60):
+            target[:] = bytes(len(target))
+            view = pool.view(array("q", range(len(chunks))), 0, len(chunks) * tokens)
+            plan = make_plan(passing(container, memory, 0, view.tokens), view)
+            batch = bulk.Batch(container, container.extent, plan, [digest for _, digest in chunks])
+            gate = bulk.Gate()
+            loading = threading.Thread(target=bulk.load, args=([batch], folder, memory, 2, gate))
+            loading.start()
+            time.sleep(turn * 0.0001)
+            gate.close()
+            seen = bytes(target)
+            loading.join()
+            assert target == seen
+            empty = bytes(container.data_bytes)
+            found = [seen[i * len(empty) : (i + 1) * len(empty)] for i in range(len(chunks))]
+            assert all(
+                got in (empty, written[container.header_bytes :])
+                for got, (written, _) in zip(found, chunks, strict=True)
+            )
+            partly += 0 < found.count(empty) < len(chunks)
+    assert partly, "no gate was closed in the middle of a load: this test shows nothing"
+
+
+def test_no_descriptor_is_left_open(tmp_path: Path) -> None:
+    before = None
+    for turn in range(4):
+        store = tmp_path / str(turn)
+        fill(f"file://{store}")
+        with KVCache.open(f"file://{store}") as cache:
+            hit = cache.lookup(namespace(), TOKENS)
+            for key in list(hit.keys(0, 6))[turn:]:
+                spoil.flip_byte(store / key)
+            with pytest.raises(LoadError):
+                cache.load(hit, Cache(namespace(), 96).view(), 0, 96)
+        now = len(os.listdir("/proc/self/fd"))
+        before = now if before is None else before
+        assert now == before
+
+
+@pytest.mark.parametrize("thing", ["link", "fifo", "another size", "written by all", "gone", "folder"])
+def test_objects_are_written_to_files_of_ours_only(tmp_path: Path, thing: str) -> None:
+    container = Container(namespace(), Extent(0, 4, 0, 3))
+    written, digest = stored(container)
+    folder = tmp_path / "folder"
+    folder.mkdir()
+    names = ["first", "second", "third"]
+    for name in names:
+        (folder / name).write_bytes(bytes(container.object_bytes))
+        (folder / name).chmod(0o600)
+    victim = folder / "second"
+    if thing == "another size":
+        os.truncate(victim, 10)
+    elif thing == "written by all":
+        victim.chmod(0o666)
+    else:
+        victim.unlink()
+    if thing == "link":
+        (tmp_path / "elsewhere").write_bytes(bytes(container.object_bytes))
+        victim.symlink_to(tmp_path / "elsewhere")
+    elif thing == "fifo":
+        os.mkfifo(victim)
+    elif thing == "folder":
+        victim.mkdir()
+    with opened(folder) as descriptor:
+        objects = [bulk.NewObject(descriptor, name, digest, CHUNK, memoryview(bytearray(written)), 0) for name in names]
+        first, second, third = bulk.store(container, objects, 1)
+    assert first is None
+    assert isinstance(second, OSError)
+    assert isinstance(third, OSError)
+    assert (folder / "first").read_bytes() == written
+    assert (folder / "third").read_bytes() == bytes(container.object_bytes)
+    if thing == "link":
+        assert (tmp_path / "elsewhere").read_bytes() == bytes(container.object_bytes)
+
+
+def test_a_header_longer_or_shorter_than_it_should_be_is_refused(tmp_path: Path) -> None:
+    """Of another namespace: the sizes differ, or the bytes do."""
+    ours, theirs = Container(namespace(), Extent(0, 4, 0, 3)), Container(namespace(lora="x"), Extent(0, 4, 0, 3))
+    written, digest = stored(theirs)
+    put(tmp_path, ours, digest, written)
+    reader = Reader(ours, digest)
+    with opened(tmp_path) as folder:
+        assert not reader.load(folder)
+        same_size = bytearray(ours.object_bytes)
+        same_size[: len(written)] = written[: ours.object_bytes]
+        put(tmp_path, ours, digest, same_size)
+        assert not reader.load(folder)
+        assert reader.untouched
