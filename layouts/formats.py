@@ -5,19 +5,27 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 from types import MappingProxyType
+from typing import Literal
 
 from kvlingua.layouts.errors import LayoutError
 from kvlingua.layouts.layout import Layout
 
+Keeps = Literal["kv", "mla", "scaled", "fp4"]
+
 
 @dataclass(frozen=True, slots=True)
 class Row:
-    """A known layout: its name, its spec, whose memory it describes, and which of that engine's caches."""
+    """A known layout: its name, its spec, whose memory it describes, and which of that engine's caches.
+
+    keeps: what that engine keeps so. kv: planes k and v; mla: latent and rope; scaled: k and v in fp8 with a scale per
+    token and head; fp4: k and v in fp4 with scales.
+    """
 
     name: str
     spec: str
     engine: str
     what: str
+    keeps: tuple[Keeps, ...] = ("kv",)
 
 
 VLLM, VLLM_CPU, VLLM_AMD, VLLM_OLD = "vLLM 0.32", "vLLM 0.32, CPUs", "vLLM 0.32, AMD", "vLLM before 0.32"
@@ -30,6 +38,7 @@ ROWS: tuple[Row, ...] = (
         "| block (*: head layer token dim)",
         "kvlingua",
         "what kvlingua stores: a block is a chunk, any range of heads is one run of bytes per plane",
+        ("kv", "mla", "scaled", "fp4"),
     ),
     # vLLM's six orders of [L, B, H, N, C]; C is K then V.
     Row(
@@ -57,19 +66,27 @@ ROWS: tuple[Row, ...] = (
         VLLM_CPU,
         "kernels neon with bf16 on Arm with BFMMLA; other numbers there lie as with vec",
     ),
-    Row("vllm_mla", "layer | block head token (latent: dim) (rope: dim)", VLLM, "latent attention: [B, 1, N, 576]"),
+    Row(
+        "vllm_mla",
+        "layer | block head token (latent: dim) (rope: dim)",
+        VLLM,
+        "latent attention: [B, 1, N, 576]",
+        ("mla",),
+    ),
     # fp8_per_token_head: a float32 behind each head's numbers.
     Row(
         "vllm_lbhnc_scaled",
         "layer | block head token (k: dim) (k_scale: dim) (v: dim) (v_scale: dim)",
         VLLM,
         "LBHNC with one scale per token and head (fp8_per_token_head)",
+        ("scaled",),
     ),
     Row(
         "vllm_lbnhc_scaled",
         "layer | block token head (k: dim) (k_scale: dim) (v: dim) (v_scale: dim)",
         VLLM,
         "LBNHC with one scale per token and head (fp8_per_token_head)",
+        ("scaled",),
     ),
     Row("sglang_nhd", "layer plane | block token head dim", SGLANG, "a row per token slot; fp8 is kept as bytes"),
     Row("sglang_hnd", "layer plane | block head token dim", SGLANG, "pages [page, H, N, D] (SGLANG_USE_HND_KVCACHE)"),
@@ -78,24 +95,28 @@ ROWS: tuple[Row, ...] = (
         "layer | block token head (latent: dim) (rope: dim)",
         SGLANG,
         "latent attention: rows [slot, 1, 576]",
+        ("mla",),
     ),
     Row(
         "hf",
         "layer plane | head token dim",
         HF,
         "one batch row of a dynamic cache: keys, values [H, T, D]; of DeepSeek: latent, rope",
+        ("kv", "mla"),
     ),
     Row(
         "hf_static",
         "layer plane | block head token dim",
         HF,
         "a static cache [B, H, max_cache_len, D]: a block is a batch row",
+        ("kv", "mla"),
     ),
     Row(
         "hf_sliding",
         "layer plane | head token dim",
         HF,
         "one batch row of a sliding window: the last tokens, sliced from a longer tensor or (static) rolled in place",
+        ("kv", "mla"),
     ),
     Row("hf_paged", "| block layer (k: token head dim) (v: token head dim)", HF, "blocks of continuous batching"),
     # AMD: K in tiles of 16 bytes. vLLM gives K and V one head slot each: apart (LHBNC) or in turns (LBHNC).
@@ -189,13 +210,26 @@ ROWS: tuple[Row, ...] = (
         HICACHE,
         "[pages, H, L, 2, N, 1, D]: a group for each head",
     ),
-    Row("hicache_mla_layer_first", "| layer block token head (latent: dim) (rope: dim)", HICACHE, "[L, size, 1, 576]"),
-    Row("hicache_mla_page_first", "| block token layer head (latent: dim) (rope: dim)", HICACHE, "[size, L, 1, 576]"),
+    Row(
+        "hicache_mla_layer_first",
+        "| layer block token head (latent: dim) (rope: dim)",
+        HICACHE,
+        "[L, size, 1, 576]",
+        ("mla",),
+    ),
+    Row(
+        "hicache_mla_page_first",
+        "| block token layer head (latent: dim) (rope: dim)",
+        HICACHE,
+        "[size, L, 1, 576]",
+        ("mla",),
+    ),
     Row(
         "hicache_mla_page_first_direct",
         "| block layer token head (latent: dim) (rope: dim)",
         HICACHE,
         "[pages, L, N, 1, 576]; page_unified too",
+        ("mla",),
     ),
     Row("llamacpp", "plane layer | token head dim", LLAMA, "a saved state: rows of K for each layer, then of V"),
     Row(
@@ -208,12 +242,13 @@ ROWS: tuple[Row, ...] = (
     Row("lmcache_2ltd", "| (k: layer token head dim) (v: layer token head dim)", LMCACHE, "KV_2LTD: [2, L, T, H * D]"),
     Row("lmcache_t2d", "layer | token (k: head dim) (v: head dim)", LMCACHE, "KV_T2D: [T, 2, H * D]"),
     Row("lmcache_2td", "layer | (k: token head dim) (v: token head dim)", LMCACHE, "KV_2TD: [2, T, H * D]"),
-    Row("lmcache_mla", "| layer token head (latent: dim) (rope: dim)", LMCACHE, "KV_MLA_FMT: [1, L, T, 576]"),
+    Row("lmcache_mla", "| layer token head (latent: dim) (rope: dim)", LMCACHE, "KV_MLA_FMT: [1, L, T, 576]", ("mla",)),
     Row(
         "sglang_fp4",
         "layer plane | block token head (k: dim) (v: dim) (k_scale: dim) (v_scale: dim)",
         SGLANG,
         "rows of 2 fp4 numbers a byte, and of a scale byte for each 16; moved, never cast",
+        ("fp4",),
     ),
 )
 """All rows, in the order of the table in docs/layouts.md."""
