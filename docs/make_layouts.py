@@ -1,4 +1,4 @@
-"""Write docs/layouts.md from the rows of layouts/formats.py (python docs/make_layouts.py), or with --check compare it."""
+"""Write docs/layouts.md from the rows of layouts/formats.py: python docs/make_layouts.py; --check only compares it."""
 
 from __future__ import annotations
 
