@@ -10,7 +10,7 @@ import ctypes
 
 import torch
 
-from kvlingua.layouts.arrangement import digits_offset
+from kvlingua.layouts.arrangement import Digits
 from kvlingua.layouts.casts import Conversion, Op, conversions
 from kvlingua.layouts.checks import static_scales_differ, values_differ
 from kvlingua.layouts.dtypes import DTYPES
@@ -108,16 +108,26 @@ def _elements(view: View, plane: Plane, layer: int, extent: Extent) -> tuple[tor
     """
     pool = view.pool
     address = next(address for address in pool.planes if address.name == plane.name)
-    position = range(view.start, view.stop)
-    block = torch.tensor([view.table[p // pool.page] * address.block for p in position])
-    token = torch.tensor([digits_offset(address.token, p % pool.page) for p in position])
-    head = torch.arange(extent.head_start, extent.head_stop) - pool.extent.head_start
-    dims = list(range(plane.width))
+    position = torch.arange(view.start, view.stop)
+    block = torch.tensor(view.table, dtype=torch.int64)[position // pool.page] * address.block
+    token = _spread(position % pool.page, address.token)
+    head = (torch.arange(extent.head_start, extent.head_stop) - pool.extent.head_start) * address.head
+    dims = torch.arange(plane.width)
     if plane.rope.order == "interleaved":
-        dims[: plane.rope.width] = [*range(0, plane.rope.width, 2), *range(1, plane.rope.width, 2)]
-    dim = torch.tensor([digits_offset(address.dim, d) for d in dims])
-    offsets = (block + token)[:, None, None] + (head * address.head)[None, :, None] + dim[None, None, :]
+        rotated = dims[: plane.rope.width].clone()
+        dims[: plane.rope.width] = torch.cat([rotated[0::2], rotated[1::2]])
+    dim = _spread(dims, address.dim)
+    offsets = (block + token)[:, None, None] + head[None, :, None] + dim[None, None, :]
     base = address.bases[layer - pool.extent.layer_start]
     nbytes = int(offsets.max()) + plane.itemsize
     memory = (ctypes.c_char * nbytes).from_address(base)
     return torch.frombuffer(memory, dtype=BITS[plane.itemsize]), offsets // plane.itemsize
+
+
+def _spread(index: torch.Tensor, digits: Digits) -> torch.Tensor:
+    """The bytes that indices along an axis add: digit by digit, the fastest first."""
+    offset = torch.zeros_like(index)
+    for size, stride in reversed(digits):
+        offset += index % size * stride
+        index = index // size
+    return offset

@@ -51,8 +51,7 @@ def fp8_value(code: int, dtype: str) -> float:
 def values(bits: torch.Tensor, dtype: str) -> torch.Tensor:
     """The values of numbers given as bits, exactly."""
     if dtype in _FP8:
-        table = torch.tensor([fp8_value(code, dtype) for code in range(256)], dtype=torch.float32)
-        return table[bits.to(torch.int64)]
+        return _fp8_values(dtype)[bits.to(torch.int64)]
     return bits.view(_TORCH[dtype]).to(torch.float32)
 
 
@@ -63,6 +62,11 @@ def rounded(numbers: torch.Tensor, dtype: str) -> torch.Tensor:
     """
     bits = _rounded_fp8(numbers, dtype) if dtype in _FP8 else numbers.to(_TORCH[dtype]).view(_bits(dtype))
     return torch.where(numbers.isnan(), torch.tensor(_NAN[dtype], dtype=_bits(dtype)), bits)
+
+
+@cache
+def _fp8_values(dtype: str) -> torch.Tensor:
+    return torch.tensor([fp8_value(code, dtype) for code in range(256)], dtype=torch.float32)
 
 
 def _rounded_fp8(numbers: torch.Tensor, dtype: str) -> torch.Tensor:

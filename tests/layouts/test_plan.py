@@ -57,6 +57,7 @@ def agree(data: st.DataObject, kept: tuple[Kept, Kept], run: Callable[[Plan, Are
 @pytest.mark.parametrize("run", RUNS)
 @pytest.mark.parametrize("kept", [copied(), cast()], ids=["copied", "cast"])
 def test_the_plan_and_the_reference_agree(kept: st.SearchStrategy[tuple[Kept, Kept]], run: str) -> None:
+    @settings(max_examples=50)
     @given(data=st.data())
     def explore(data: st.DataObject) -> None:
         agree(data, data.draw(kept), RUNS[run])
