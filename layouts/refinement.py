@@ -18,6 +18,9 @@ from kvlingua.layouts.geometry import Rope
 MAX_AXES = 4
 """Most axes of a piece; csrc/kvlingua.h has room for as many."""
 
+MAX_PIECES = 1024
+"""Rows that take more are refused: no engine's do, and each piece is a pass over the memory."""
+
 Axis = tuple[int, int, int]
 """(size, stride on the source's side, on the target's), in bytes"""
 
@@ -62,9 +65,13 @@ def pieces(source: Row, target: Row) -> tuple[Piece, ...]:
         raise LayoutError(f"rows of {source.width} and {target.width} elements aren't the same elements")
     # Walked in the target's order, so that axes nest as its memory does.
     order = sorted(range(source.width), key=target.offset)
-    return tuple(
-        Piece(*start, axes) for start, axes in _fold([(source.offset(index), target.offset(index)) for index in order])
-    )
+    nests = _fold([(source.offset(index), target.offset(index)) for index in order])
+    if len(nests) > MAX_PIECES:
+        raise LayoutError(
+            f"rows of {source.width} elements in tiles {source.dim} and {target.dim} have too little in common"
+            f" ({len(nests)} pieces, at most {MAX_PIECES}): convert by way of a layout without tiles"
+        )
+    return tuple(Piece(*start, axes) for start, axes in nests)
 
 
 Point = tuple[int, int]

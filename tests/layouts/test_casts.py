@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import pytest
 import torch
 
-from kvlingua.layouts import DTYPES, Buffer, Geometry, LayoutError, Plane, View, convert, format
+from kvlingua.layouts import DTYPES, Buffer, Geometry, LayoutError, Plane, Rope, View, convert, format
 from kvlingua.layouts.convert import Backend
 from kvlingua.layouts.geometry import Per
 from kvlingua.layouts.rounding import rounded, values
@@ -267,6 +267,21 @@ def test_e5m2_and_e4m3_with_scales_fill_each_others_range(backend: Backend) -> N
     assert torch.equal(back["k_scale"], source["k_scale"])
     kept = source["k"].to(torch.float32).abs() >= 2.0**-6 * 128  # smaller ones are subnormal in e4m3
     assert torch.equal(back["k"].to(torch.float32)[kept], source["k"].to(torch.float32)[kept])
+
+
+def test_scales_are_not_made_while_dims_are_permuted_in_pieces() -> None:
+    """16 of 24 dims rotated: two pieces, and the largest number is of both. In two steps it works."""
+    half, pairs = Rope("half", 16), Rope("interleaved", 16)
+    ours, same = (Geometry.kv(1, 2, 24, "float16", rope=rope) for rope in (pairs, half))
+    theirs = Geometry.kv(1, 2, 24, "float8_e5m2", scales="token", rope=half)
+    source, middle, target = random_numbers(ours, 3), empty(same, 3), empty(theirs, 3)
+    with pytest.raises(LayoutError, match="k can't be made while its dims are permuted in 2 pieces: convert in two"):
+        convert(view(ours, source), view(theirs, target), allow_lossy=True)
+    convert(view(ours, source), view(same, middle))
+    convert(view(same, middle), view(theirs, target), allow_lossy=True)
+    whole = Geometry.kv(1, 2, 24, "float16", rope=Rope("interleaved", 24))
+    other = Geometry.kv(1, 2, 24, "float8_e5m2", scales="token", rope=Rope("half", 24))
+    convert(view(whole, source), view(other, target), allow_lossy=True)  # one piece
 
 
 # --- scales that travel with the numbers, and scales that don't ---------------------------------------------------

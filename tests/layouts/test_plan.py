@@ -132,6 +132,12 @@ def test_real_rows_are_one_piece() -> None:
         pieces(Row(plain, Rope()), Row(((64, 2),), Rope()))
 
 
+def test_rows_in_pieces_beyond_reason_are_refused() -> None:
+    fives, sevens = ((7000, 100), (5, 2)), ((5000, 100), (7, 2))
+    with pytest.raises(LayoutError, match=r"too little in common .* pieces, at most 1024.*without tiles"):
+        pieces(Row(fives, Rope()), Row(sevens, Rope()))
+
+
 LAYERS = 32
 MODEL = Geometry.kv(LAYERS, 8, 128, "bfloat16")
 
