@@ -109,9 +109,11 @@ int main(int argc, char** argv) {
             kept.emplace_back(std::istreambuf_iterator<char>(file), std::istreambuf_iterator<char>());
         }
     }
-    for (const int signal : {SIGABRT, SIGSEGV, SIGBUS}) std::signal(signal, on_signal);
+    std::signal(SIGABRT, on_signal);
 #if defined(KVL_ASAN)
     __sanitizer_set_death_callback(keep_failure);
+#else
+    for (const int signal : {SIGSEGV, SIGBUS}) std::signal(signal, on_signal);
 #endif
     for (const Input& input : kept) run(input);
     std::mt19937_64 random(seed);

@@ -95,7 +95,8 @@ const char* Oracle::refuse_plane(const kvl_plane& plane) {
     elements_ = static_cast<int64_t>(std::min<__int128>(INT64_MAX, elements_ + elements));
     const char* why = refuse_side(plan_.source, plane.source, plane, 0);
     if (!why) why = refuse_side(plan_.target, plane.target, plane, 1);
-    if (!why && plane.source_scale.base) why = refuse_side(plan_.source, plane.source_scale, plane, 2);
+    if (why || plane.op == KVL_COPY) return why;  // it has no scales
+    if (plane.source_scale.base) why = refuse_side(plan_.source, plane.source_scale, plane, 2);
     if (!why && plane.target_scale.base) why = refuse_side(plan_.target, plane.target_scale, plane, 3);
     if (why) return why;
     if (plane.op == KVL_COPY_EQUAL && !(plane.source_scale.base && plane.target_scale.base)) return "scales to compare";
