@@ -27,25 +27,26 @@ def check(plan: Plan) -> None:
     _check_apart(plan.source.pool, plan.target.pool)
 
 
-def static_scales_differ(plane: str) -> LayoutError:
-    """The refusal of `Op.COPY_EQUAL`; `plane` holds the target's scales."""
+def static_scales_differ(planes: str) -> LayoutError:
+    """The refusal of `Op.COPY_EQUAL`; `planes` hold the target's scales."""
     return LayoutError(
-        f"the target's static scales ({plane}) differ from those that the numbers have: convert with"
+        f"the target's static scales ({planes}) differ from those that the numbers have: convert with"
         " allow_lossy=True to have the numbers scaled anew"
     )
 
 
-def values_differ(plane: str) -> LayoutError:
-    """The refusal of a plane with one value per block where several values meet in one block."""
-    return LayoutError(f"plane {plane} has one value per block, but the source's blocks that meet in one differ in it")
+def values_differ(planes: str) -> LayoutError:
+    """The refusal of planes with one value per block where several values meet in one block."""
+    return LayoutError(f"{planes}: there is one value per block, but the source's blocks that meet in one differ in it")
 
 
 def scales_error(plan: Plan) -> LayoutError:
     """Which of the two it is where a backend only says that scales are to blame."""
-    for step in plan.recipe.conversions:
-        if step.op is Op.COPY_EQUAL and step.target_scale:
-            return static_scales_differ(step.target_scale.name)
-    return values_differ(", ".join(step.target.name for step in plan.recipe.conversions if step.once))
+    steps = plan.recipe.conversions
+    static = [step.target_scale.name for step in steps if step.op is Op.COPY_EQUAL and step.target_scale]
+    if static:
+        return static_scales_differ(", ".join(static))
+    return values_differ(", ".join(step.target.name for step in steps if step.once))
 
 
 def _check_table(name: str, view: View) -> None:

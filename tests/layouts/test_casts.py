@@ -357,7 +357,7 @@ def test_static_scales_are_stored_and_must_fit_where_they_are_loaded(per: Per, b
     kept = {name: each.view(torch.uint8).clone() for name, each in (other.tensors | other.scales).items()}
     other.tensors["k"].view(torch.uint8)[0, 0, 0, 0] ^= 1
     kept["k"][0, 0, 0, 0] ^= 1
-    with pytest.raises(LayoutError, match=r"static scales \(v_scale\) differ|static scales \(k_scale\) differ"):
+    with pytest.raises(LayoutError, match=r"static scales \((k_scale, )?v_scale\) differ"):
         convert(view(geometry, stored), other.view(), backend=backend)
     for name, each in (other.tensors | other.scales).items():
         assert torch.equal(each.view(torch.uint8), kept[name]), name
@@ -397,7 +397,7 @@ def test_one_scale_per_block_from_blocks_that_differ(backend: Backend) -> None:
         at = block * len(target) // 2 + 2 * 2 * 8 * 8
         assert target[at : at + 16].view(torch.float32).tolist() == [0.5, 1.0, 2.0, last]
     target.zero_()
-    with pytest.raises(LayoutError, match="v_scale has one value per block, but"):
+    with pytest.raises(LayoutError, match="v_scale: there is one value per block, but"):
         convert(ours.view([0, 2], 0, 8), theirs.view([0], 0, 8), backend=backend)
     assert not target.any()
 

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import mmap
+from math import prod
 from typing import Literal
 
 import numpy as np
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
-from kvlingua.layouts import Buffer, Extent, Geometry, Layout, LayoutError, Plane, Rope, format
+from kvlingua.layouts import FORMATS, Buffer, Extent, Geometry, Layout, LayoutError, Plane, Rope, format
 
 MODEL = Geometry.kv(4, 6, 32, "bfloat16", v_dim=16)
 PART = Extent(2, 5, 1, 3)  # 3 heads, 2 layers
@@ -251,6 +254,29 @@ def test_a_pools_memory_is_its_buffers_those_that_overlap_joined() -> None:
 def test_a_spec_that_makes_no_sense(spec: str, why: str) -> None:
     with pytest.raises(LayoutError, match=why):
         Layout("bad", spec)
+
+
+WORDS = "layer plane | block head token dim dim/4 dim%4 token/2 token%2 token/8B (k: (v: (*: ) dim) : * % x".split()
+
+
+@settings(max_examples=200)
+@given(row=st.sampled_from(list(FORMATS.values())), data=st.data(), page=st.integers(1, 8))
+def test_any_words_are_a_layout_or_refused(row: Layout, data: st.DataObject, page: int) -> None:
+    """Known rows with words taken out, put in and changed."""
+    words = row.spec.split()
+    for _ in range(data.draw(st.integers(0, 3))):
+        at = data.draw(st.integers(0, len(words)))
+        words[at : at + data.draw(st.integers(0, 1))] = data.draw(st.lists(st.sampled_from(WORDS), max_size=1))
+    model = Geometry.kv(2, 2, 8, "float16")
+    try:
+        changed = Layout("changed", " ".join(words))
+        buffers = memory(4096, 2 ** len(changed.separate))
+        pool = changed.pool(model, model.full, page=page, blocks=1, buffers=buffers)
+    except LayoutError:
+        return
+    for plane, strides in zip(pool.planes, pool.arrangement.planes, strict=True):
+        assert strides.offset + strides.reach <= strides.span <= 4096
+        assert [prod(size for size, _ in digits) for digits in (plane.token, plane.dim)] == [page, 8]
 
 
 def test_an_unknown_format_names_the_known_ones() -> None:
