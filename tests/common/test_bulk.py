@@ -437,3 +437,48 @@ def test_a_header_longer_or_shorter_than_it_should_be_is_refused(tmp_path: Path)
         put(tmp_path, ours, digest, same_size)
         assert not reader.load(folder)
         assert reader.untouched
+
+
+@pytest.mark.parametrize("thing", ["right", "another user's", "written by the group", "link"])
+def test_a_right_object_is_read_from_files_of_ours_only(tmp_path: Path, thing: str) -> None:
+    container = Container(namespace(), Extent(0, 4, 0, 3))
+    written, digest = stored(container)
+    path = put(tmp_path, container, digest, written)
+    if thing == "another user's":
+        if os.geteuid() != 0:
+            pytest.skip("giving files to another user needs root")
+        os.chown(path, 65534, -1)
+    elif thing == "written by the group":
+        path.chmod(0o620)
+    elif thing == "link":
+        path.rename(tmp_path / "elsewhere")
+        path.symlink_to("elsewhere")
+    reader = Reader(container, digest)
+    with opened(tmp_path) as folder:
+        assert reader.load(folder) == (thing == "right")
+    assert reader.untouched == (thing != "right")
+
+
+@pytest.mark.parametrize(
+    ("field", "text"),
+    [
+        ("chain", b"0" * 64),
+        ("first_token", b"0000000008"),
+        ("first_token", b"000000001 "),
+        ("first_token", b"-000000016"),
+        ("namespace_digest", b"0" * 64),
+    ],
+)
+def test_a_header_that_lies_under_a_right_checksum_is_refused(tmp_path: Path, field: str, text: bytes) -> None:
+    container = Container(namespace(), Extent(0, 4, 0, 3))
+    written, digest = stored(container)
+    head = memoryview(written)[: container.header_bytes]
+    start = written.index(f'"{field}":"'.encode()) + len(field) + 4
+    assert head[start : start + len(text)] != text
+    head[start : start + len(text)] = text
+    head[container.template.places["header_checksum"]] = container.template.checksum(head)
+    put(tmp_path, container, digest, written)
+    reader = Reader(container, digest)
+    with opened(tmp_path) as folder:
+        assert not reader.load(folder)
+    assert reader.untouched
