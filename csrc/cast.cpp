@@ -1,6 +1,7 @@
 #include "cast.h"
 
 #include <algorithm>
+#include <cstdlib>
 
 #include "cast_environment.h"
 #include "pieces.h"
@@ -91,36 +92,53 @@ void Cast::add_blocks(Part* part, int64_t token, const Axis& tokens, int64_t sou
         }
 }
 
+// How many parts from `first` on are visited together, block by block: those whose rows lie between each other in the
+// source, so that apart they would read each block twice.
+size_t Cast::woven_parts(size_t first) const {
+    const Part& part = parts_[first];
+    const kvl_side& side = part.plane->source;
+    const int64_t step = part.plane->heads > 1 ? std::min(side.head, side.token) : side.token;
+    size_t count = 1;
+    for (; first + count < parts_.size(); ++count) {
+        const Part& other = parts_[first + count];
+        const int64_t distance = static_cast<int64_t>(other.plane->source.base[0] - side.base[0]);
+        if (other.blocks.size() != part.blocks.size() || std::llabs(distance) >= step) break;
+    }
+    return count;
+}
+
 void Cast::run() {
     if (parts_.empty()) return;
     const DefaultEnvironment environment;
-    for (Part& part : parts_) run_part(part);
+    for (size_t i = 0, count; i < parts_.size(); i += count) run_parts(i, count = woven_parts(i));
     if (stream_) kernels_.fence();
 }
 
 // Not inlined, so that no computation moves out of the environment.
-__attribute__((noinline)) void Cast::run_part(Part& part) {
-    const kvl_side &s = part.plane->source, &t = part.plane->target;
+__attribute__((noinline)) void Cast::run_parts(size_t first, size_t count) {
     char* const source_scratch = reinterpret_cast<char*>(source_scratch_.data());
     char* const target_scratch = reinterpret_cast<char*>(target_scratch_.data());
-    const size_t blocks = part.blocks.size();
-    for (int64_t layer = 0; layer < plan_.layers; ++layer)
+    const size_t blocks = parts_[first].blocks.size(), ahead = parts_[first].ahead;
+    for (int64_t layer = 0; layer < plan_.layers; ++layer) {
+        const int64_t later = std::min(layer + 1, plan_.layers - 1);
         for (size_t i = 0; i < blocks; ++i) {
-            const Block& block = part.blocks[i];
-            const CastForm& form = part.forms[block.form];
-            const uint64_t source = s.base[layer] + static_cast<uint64_t>(block.source);
-            const uint64_t target = t.base[layer] + static_cast<uint64_t>(block.target);
-            const size_t next = i + part.ahead;
-            uint64_t fetched = source + kAheadBytes;
-            if (next < blocks)
-                fetched = s.base[layer] + static_cast<uint64_t>(part.blocks[next].source);
-            else if (layer + 1 < plan_.layers)
-                fetched = s.base[layer + 1] + static_cast<uint64_t>(part.blocks[next % blocks].source);
-            CastRows rows = form.gather(reinterpret_cast<const char*>(source), source_scratch,
-                                        static_cast<int64_t>(fetched - source));
-            part.factors.fill(&rows, form, part.by_head, layer, block.token, block.head);
-            form.cast(rows, reinterpret_cast<char*>(target), target_scratch);
+            const size_t next = i + ahead < blocks ? i + ahead : (i + ahead) % blocks;
+            for (size_t k = first; k < first + count; ++k) {
+                Part& part = parts_[k];
+                const Block& block = part.blocks[i];
+                const CastForm& form = part.forms[block.form];
+                const kvl_plane& plane = *part.plane;
+                const uint64_t source = plane.source.base[layer] + static_cast<uint64_t>(block.source);
+                const uint64_t target = plane.target.base[layer] + static_cast<uint64_t>(block.target);
+                const uint64_t fetched = plane.source.base[i + ahead < blocks ? layer : later] +
+                                         static_cast<uint64_t>(part.blocks[next].source);
+                CastRows rows = form.gather(reinterpret_cast<const char*>(source), source_scratch,
+                                            static_cast<int64_t>(fetched - source));
+                part.factors.fill(&rows, form, part.by_head, layer, block.token, block.head);
+                form.cast(rows, reinterpret_cast<char*>(target), target_scratch);
+            }
         }
+    }
 }
 
 }  // namespace kvl

@@ -51,7 +51,8 @@ class Cast {
 
     void cut(Part* part, int64_t first, int64_t last, bool stream);
     void add_blocks(Part* part, int64_t token, const Axis& tokens, int64_t source, int64_t target, bool stream);
-    void run_part(Part& part);
+    size_t woven_parts(size_t first) const;
+    void run_parts(size_t first, size_t count);
 
     const kvl_plan& plan_;
     const Kernels& kernels_;

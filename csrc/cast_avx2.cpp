@@ -49,6 +49,22 @@ struct Eight {
     static uint32_t greatest(U a) {
         return greatest_of_16<T>(most_of_16<T>(_mm256_castsi256_si128(a), _mm256_extracti128_si256(a, 1)));
     }
+    template <typename T>
+    static constexpr int64_t kTogether = sizeof(T) == 2 ? 8 : 1;
+    template <typename T>
+    static void greatest_of_each(const U* a, uint32_t* out) {
+        if constexpr (sizeof(T) == 2)
+            greatest_of_eight<Eight>(a, fold, out);
+        else
+            *out = greatest<T>(*a);
+    }
+    // The larger of the 2-byte integers that lie beside each other once units of two vectors are interleaved.
+    template <int kUnit>
+    static U folded(U a, U b) {
+        if constexpr (kUnit == 2) return _mm256_max_epu16(_mm256_unpacklo_epi16(a, b), _mm256_unpackhi_epi16(a, b));
+        if constexpr (kUnit == 4) return _mm256_max_epu16(_mm256_unpacklo_epi32(a, b), _mm256_unpackhi_epi32(a, b));
+        if constexpr (kUnit == 8) return _mm256_max_epu16(_mm256_unpacklo_epi64(a, b), _mm256_unpackhi_epi64(a, b));
+    }
     // Numbers are spread and packed within lanes of 16 bytes, so that their order comes back by itself, but for bytes.
     template <typename T>
     static void load(const char* p, U* x) {
@@ -93,6 +109,7 @@ struct Eight {
     }
 
   private:
+    static __m128i fold(U x) { return _mm_max_epu16(_mm256_castsi256_si128(x), _mm256_extracti128_si256(x, 1)); }
     static U at(const char* p) { return _mm256_loadu_si256(reinterpret_cast<const U*>(p)); }
     static U word(uint32_t x) { return _mm256_set1_epi16(static_cast<int16_t>(x)); }
     static void spread(U words, U* x) {

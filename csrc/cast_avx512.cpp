@@ -54,6 +54,22 @@ struct Sixteen {
         const __m128i high = most_of_16<T>(_mm512_extracti32x4_epi32(a, 2), _mm512_extracti32x4_epi32(a, 3));
         return greatest_of_16<T>(most_of_16<T>(low, high));
     }
+    template <typename T>
+    static constexpr int64_t kTogether = sizeof(T) == 2 ? 8 : 1;
+    template <typename T>
+    static void greatest_of_each(const U* a, uint32_t* out) {
+        if constexpr (sizeof(T) == 2)
+            greatest_of_eight<Sixteen>(a, fold, out);
+        else
+            *out = greatest<T>(*a);
+    }
+    // The larger of the 2-byte integers that lie beside each other once units of two vectors are interleaved.
+    template <int kUnit>
+    static U folded(U a, U b) {
+        if constexpr (kUnit == 2) return _mm512_max_epu16(_mm512_unpacklo_epi16(a, b), _mm512_unpackhi_epi16(a, b));
+        if constexpr (kUnit == 4) return _mm512_max_epu16(_mm512_unpacklo_epi32(a, b), _mm512_unpackhi_epi32(a, b));
+        if constexpr (kUnit == 8) return _mm512_max_epu16(_mm512_unpacklo_epi64(a, b), _mm512_unpackhi_epi64(a, b));
+    }
     // Numbers are spread and packed within lanes of 16 bytes, so that their order comes back by itself, but for bytes.
     template <typename T>
     static void load(const char* p, U* x) {
@@ -103,6 +119,10 @@ struct Sixteen {
     }
 
   private:
+    static __m128i fold(U x) {
+        const __m256i half = _mm256_max_epu16(_mm512_castsi512_si256(x), _mm512_extracti64x4_epi64(x, 1));
+        return _mm_max_epu16(_mm256_castsi256_si128(half), _mm256_extracti128_si256(half, 1));
+    }
     static U at(const char* p) { return _mm512_loadu_si512(p); }
     static U word(uint32_t x) { return _mm512_set1_epi16(static_cast<int16_t>(x)); }
     static void spread(U words, U* x) {

@@ -1,6 +1,7 @@
 #include "cast_factors.h"
 
 #include <algorithm>
+#include <cfloat>
 #include <cmath>
 
 #include "types.h"
@@ -14,7 +15,7 @@ float largest_number(int32_t fp8) { return fp8 == KVL_E4M3FN ? 448.0f : fp8 == K
 // its reciprocal might be infinite: those numbers stay as they are.
 float made_scale(float largest, float type_largest) {
     const float scale = largest / type_largest;
-    return std::isfinite(largest) && scale >= 0x1p-126f ? scale : 1.0f;
+    return (scale >= 0x1p-126f) & (scale <= FLT_MAX) ? scale : 1.0f;
 }
 
 }  // namespace
@@ -36,6 +37,7 @@ CastFactors::CastFactors(const kvl_plan& plan, const kvl_plane& plane, const Cas
       kernels_(kernels),
       source_(plane.source_scale, plan.source, first, last),
       target_(plane.target_scale, plan.target, first, last),
+      type_largest_(largest_number(plane.target_type)),
       single_(plane.op == KVL_CAST && source_.single(plane.heads) && target_.single(plane.heads)) {}
 
 void CastFactors::reserve(int64_t rows) {
@@ -67,17 +69,15 @@ void CastFactors::fill(CastRows* rows, const CastForm& form, bool by_head, int64
         if (plane_.factor != 1.0f) each([&](int64_t, int64_t) { return plane_.factor; });
         if (target_.exist()) each([&](int64_t t, int64_t h) { return 1.0f / *target_.at(layer, t, h); });
     } else {
-        float* largest = factor_[count].data();
-        kernels_.largest[plane_.source_type - 1](*rows, largest);
-        const float type_largest = largest_number(plane_.target_type);
-        const float* source = count ? factor_[0].data() : nullptr;
-        each([&](int64_t t, int64_t h) {
-            const float most = source ? std::fabs(*largest * *source++) : *largest;
-            ++largest;
-            const float scale = made_scale(most, type_largest);
-            *target_.at(layer, t, h) = scale;
-            return 1.0f / scale;
-        });
+        float* const made = factor_[count].data();
+        const int64_t all = form.tokens() * form.heads();
+        kernels_.largest[plane_.source_type - 1](*rows, made);
+        for (int64_t i = 0; i < all && count; ++i) made[i] = std::fabs(made[i] * factor_[0][static_cast<size_t>(i)]);
+        for (int64_t i = 0; i < all; ++i) made[i] = made_scale(made[i], type_largest_);
+        const float* scale = made;
+        each_row(form, by_head, token, head, [&](int64_t t, int64_t h) { *target_.at(layer, t, h) = *scale++; });
+        for (int64_t i = 0; i < all; ++i) made[i] = 1.0f / made[i];
+        ++count;
     }
     rows->one = count <= 1;
     rows->factor_step = single_ ? 0 : 1;

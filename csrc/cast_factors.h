@@ -45,11 +45,11 @@ class CastFactors {
   private:
     template <typename F>
     void each_row(const CastForm& form, bool by_head, int64_t token, int64_t head, const F& row) const;
-    void make_scales(const CastRows& rows, float* factor);
 
     const kvl_plane& plane_;
     const CastKernels& kernels_;
     Scales source_, target_;
+    float type_largest_;
     bool single_;
     std::vector<float> factor_[3];
 };

@@ -21,6 +21,7 @@ using kvl::CastRows;
 //   if_nan(x, yes, no)                     choice where x is NaN as fp32
 //   add_f, sub_f, mul_f                    of fp32
 //   most<T>(a, b), greatest<T>(a)          lanes of T instead: the larger ones; the largest
+//   greatest_of_each<T>(a, out)            the same of each of kTogether<T> vectors
 // and for groups of kGroup vectors, with as many numbers as that has lanes, in an order of its own:
 //   load<T>(p, x)                          integers T, each to the upper bits of its lane
 //   store<T>(p, codes, stream)             and from the lower bits
@@ -52,39 +53,55 @@ inline void store(char* to, const typename V::U* x, bool stream) {
     }
 }
 
+// Numbers of one group, which `to` and `from` have room for.
+template <class V, class Source, class Target>
+inline void cast_group(char* to, const char* from, const typename V::U* factor, bool one, bool stream) {
+    typename V::U x[V::kGroup];
+    V::template load<typename Source::T>(from, x);
+    for (int j = 0; j < V::kGroup; ++j) x[j] = V::mul_f(Source::template decode<V>(x[j]), factor[0]);
+    if (!one)
+        for (int j = 0; j < V::kGroup; ++j) x[j] = V::mul_f(V::mul_f(x[j], factor[1]), factor[2]);
+    store<V, Target>(to, x, stream);
+}
+
 template <class V, class Source, class Target>
 void cast_rows(const CastRows& rows) {
     using From = typename Source::T;
     using To = typename Target::T;
     constexpr int64_t kFromBytes = kGroupSize<V> * sizeof(From), kToBytes = kGroupSize<V> * sizeof(To);
-    alignas(64) char in[kFromBytes] = {}, out[kToBytes];
-    const int64_t size = rows.size, ahead = rows.ahead;
+    const int64_t whole = rows.size / kGroupSize<V>, rest = rows.size % kGroupSize<V>, ahead = rows.ahead;
     const bool one = rows.one, stream = rows.stream && whole_lines(rows, sizeof(To));
-    int64_t r = 0;
-    for (int64_t a = 0; a < rows.count[0]; ++a)
-        for (int64_t b = 0; b < rows.count[1]; ++b, r += rows.factor_step) {
-            const char* from = rows.source + a * rows.source_step[0] + b * rows.source_step[1];
-            char* to = rows.target + a * rows.target_step[0] + b * rows.target_step[1];
+    const float* next[] = {rows.factor[0], rows.factor[1], rows.factor[2]};
+    const char* from_outer = rows.source;
+    char* to_outer = rows.target;
+    for (int64_t a = 0; a < rows.count[0]; ++a, from_outer += rows.source_step[0], to_outer += rows.target_step[0]) {
+        const char* from_row = from_outer;
+        char* to_row = to_outer;
+        for (int64_t b = 0; b < rows.count[1]; ++b, from_row += rows.source_step[1], to_row += rows.target_step[1]) {
             typename V::U factor[3];
-            for (int j = 0; j < 3; ++j) factor[j] = V::each(rows.factor[j] + r);
-            for (int64_t i = 0; i < size; i += kGroupSize<V>, from += kFromBytes, to += kToBytes) {
-                // What is less than a group goes by way of one.
-                const bool part = size - i < kGroupSize<V>;
-                if (part) std::memcpy(in, from, static_cast<size_t>(size - i) * sizeof(From));
-                typename V::U x[V::kGroup];
-                V::template load<From>(part ? in : from, x);
+            for (int j = 0; j < 3; ++j) {
+                factor[j] = V::each(next[j]);
+                next[j] += rows.factor_step;
+            }
+            const char* from = from_row;
+            char* to = to_row;
+            for (int64_t i = 0; i < whole; ++i, from += kFromBytes, to += kToBytes) {
                 for (int64_t j = 0; j < kFromBytes; j += 64) __builtin_prefetch(beside(from, j + ahead));
-                for (int j = 0; j < V::kGroup; ++j) x[j] = V::mul_f(Source::template decode<V>(x[j]), factor[0]);
-                if (!one)
-                    for (int j = 0; j < V::kGroup; ++j) x[j] = V::mul_f(V::mul_f(x[j], factor[1]), factor[2]);
-                store<V, Target>(part ? out : to, x, stream && !part);
-                if (part) std::memcpy(to, out, static_cast<size_t>(size - i) * sizeof(To));
+                cast_group<V, Source, Target>(to, from, factor, one, stream);
+            }
+            if (rest) {  // by way of a whole group
+                char in[kFromBytes] = {}, out[kToBytes];
+                std::memcpy(in, from, static_cast<size_t>(rest) * sizeof(From));
+                cast_group<V, Source, Target>(out, in, factor, one, false);
+                std::memcpy(to, out, static_cast<size_t>(rest) * sizeof(To));
             }
         }
+    }
 }
 
+// The largest magnitudes in a row's lanes.
 template <class V, class Source>
-float largest_of_row(const char* from, int64_t bytes) {
+inline typename V::U most_of_row(const char* from, int64_t bytes) {
     using From = typename Source::T;
     constexpr int64_t kBytes = sizeof(typename V::U);
     constexpr uint32_t kEach = sizeof(From) == 1 ? 0x01010101u : sizeof(From) == 2 ? 0x00010001u : 1u;
@@ -101,11 +118,16 @@ float largest_of_row(const char* from, int64_t bytes) {
         std::memcpy(&x, from + i, static_cast<size_t>(bytes - i));
         most = V::template most<From>(most, V::bit_and(x, magnitudes));
     }
-    const uint32_t code = V::template greatest<From>(most);
+    return most;
+}
+
+// The number of a row's largest magnitude.
+template <class Source>
+inline float largest_number(uint32_t code, const char* from, int64_t bytes) {
     if (code > Source::kLargest) return INFINITY;
     if (Source::kNanIsSign && std::memchr(from, static_cast<int>(Source::kMagnitude + 1), static_cast<size_t>(bytes)))
         return INFINITY;  // a NaN without a magnitude
-    const uint32_t number = Source::template decode<Scalar>(code << (32 - 8 * sizeof(From)));
+    const uint32_t number = Source::template decode<Scalar>(code << (32 - 8 * sizeof(typename Source::T)));
     float largest;
     std::memcpy(&largest, &number, sizeof(largest));
     return largest;
@@ -113,11 +135,25 @@ float largest_of_row(const char* from, int64_t bytes) {
 
 template <class V, class Source>
 void largest_of_rows(const CastRows& rows, float* largest) {
-    const int64_t bytes = rows.size * static_cast<int64_t>(sizeof(typename Source::T));
+    using From = typename Source::T;
+    constexpr int64_t kTogether = V::template kTogether<From>;
+    const int64_t bytes = rows.size * static_cast<int64_t>(sizeof(From));
+    typename V::U most[kTogether];
+    const char* from[kTogether];
+    uint32_t codes[kTogether];
+    int64_t waiting = 0;
     for (int64_t a = 0; a < rows.count[0]; ++a)
-        for (int64_t b = 0; b < rows.count[1]; ++b)
-            *largest++ =
-                largest_of_row<V, Source>(rows.source + a * rows.source_step[0] + b * rows.source_step[1], bytes);
+        for (int64_t b = 0; b < rows.count[1]; ++b) {
+            from[waiting] = rows.source + a * rows.source_step[0] + b * rows.source_step[1];
+            most[waiting] = most_of_row<V, Source>(from[waiting], bytes);
+            if (++waiting < kTogether && (a + 1 < rows.count[0] || b + 1 < rows.count[1])) continue;
+            if (waiting == kTogether)
+                V::template greatest_of_each<From>(most, codes);
+            else
+                for (int64_t i = 0; i < waiting; ++i) codes[i] = V::template greatest<From>(most[i]);
+            for (int64_t i = 0; i < waiting; ++i) *largest++ = largest_number<Source>(codes[i], from[i], bytes);
+            waiting = 0;
+        }
 }
 
 template <class V, class Source>

@@ -69,6 +69,13 @@ struct Scalar {
         return y;
     }
 
+    template <typename T>
+    static constexpr int64_t kTogether = 1;
+    template <typename T>
+    static void greatest_of_each(const U* a, uint32_t* out) {
+        *out = greatest<T>(*a);
+    }
+
   private:
     static float number(U u) {
         float f;

@@ -19,6 +19,20 @@ inline uint32_t greatest_of_16(__m128i x) {
     return static_cast<T>(_mm_cvtsi128_si32(x));
 }
 
+// The largest of the 2-byte integers in each of eight vectors V, whose lanes of 16 bytes `fold` brings down to one.
+// Each step interleaves two vectors and keeps the larger halves, so that in the end a word is left of each.
+template <class V, class Fold>
+inline void greatest_of_eight(const typename V::U* a, const Fold& fold, uint32_t* out) {
+    using U = typename V::U;
+    U b[4], c[2];
+    for (int i = 0; i < 4; ++i) b[i] = V::template folded<2>(a[i], a[i + 4]);
+    for (int i = 0; i < 2; ++i) c[i] = V::template folded<4>(b[i], b[i + 2]);
+    const __m128i words = fold(V::template folded<8>(c[0], c[1]));
+    uint16_t codes[8];  // of vectors 0, 4, 2, 6, 1, 5, 3, 7
+    _mm_storeu_si128(reinterpret_cast<__m128i*>(codes), words);
+    for (int i = 0; i < 8; ++i) out[i] = codes[(i & 1) << 2 | (i & 2) | i >> 2];
+}
+
 }  // namespace
 
 #endif  // KVLINGUA_CAST_SIXTEEN_H_
