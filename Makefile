@@ -14,8 +14,9 @@ DEPS := $(VENV)/.deps-$(PLACE)
 INSTALLED := $(VENV)/.installed-$(PLACE)
 NATIVE := CMakeLists.txt $(wildcard csrc/*.cpp csrc/*.h)
 # Sources beside the package that are typed as strictly.
-TYPED := $(patsubst %/__init__.py,%,$(wildcard engines/__init__.py demo/__init__.py benchmarks/__init__.py matrix/__init__.py)) $(wildcard benchmarks/*.py)
-FORMATTED := $(wildcard csrc/*.cpp csrc/*.h)
+TYPED := $(patsubst %/__init__.py,%,$(wildcard engines/__init__.py demo/__init__.py benchmarks/__init__.py matrix/__init__.py)) $(wildcard benchmarks/*.py docs/*.py)
+FORMATTED := $(wildcard csrc/*.cpp csrc/*.h tests/native/*.cpp tests/native/*.h)
+FUZZ_SECONDS ?= 600
 
 # Two makes at once in one clone wait for each other where there is flock; the second then finds its work done.
 LOCKED := $(if $(shell command -v flock),flock .make.lock) $(MAKE) --no-print-directory
@@ -24,7 +25,7 @@ LOCKED := $(if $(shell command -v flock),flock .make.lock) $(MAKE) --no-print-di
 unexport PYTHONPATH PYTHONHOME VIRTUAL_ENV
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help setup _setup _why_no_library check format test test-fast engines engines-clean site demo clean
+.PHONY: help setup _setup _why_no_library check check-native check-cpus fuzz format test test-fast engines engines-clean site demo clean
 
 help: ## list the targets
 	@sed -n 's/^\([a-z-]*\):[^#]*## /\1|/p' $(MAKEFILE_LIST) | awk -F'|' '{printf "  make %-14s %s\n", $$1, $$2}'
@@ -64,13 +65,23 @@ check: setup ## style, types, import direction, and what importing loads
 	$(VENV)/bin/clang-format --dry-run -Werror $(FORMATTED)
 	$(VENV)/bin/lint-imports --no-cache
 	$(PY) -m pytest -q tests/house/test_import.py
+	$(PY) docs/make_layouts.py --check
+
+check-native: setup ## the native library under sanitizers: its tests once more, fuzzing, builds without a warning
+	$(PY) -m tests.native.check native
+
+check-cpus: setup ## the native library on aarch64 and on an x86-64 without AVX, emulated (where qemu is installed)
+	$(PY) -m tests.native.check cpus
+
+fuzz: setup ## fuzz the native library for FUZZ_SECONDS (600)
+	$(PY) -m tests.native.check fuzz --seconds $(FUZZ_SECONDS)
 
 format: setup ## rewrite the sources in the project's style
 	$(VENV)/bin/ruff check --fix-only --quiet .
 	$(VENV)/bin/ruff format .
 	$(VENV)/bin/clang-format -i $(FORMATTED)
 
-test: check engines site ## everything: make check, all tests, real engines
+test: check check-native check-cpus engines site ## everything: make check, all tests, sanitizers, real engines
 	$(PYTEST) -m 'not engine'
 	$(PYTEST) -m engine
 

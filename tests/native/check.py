@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import argparse
 import os
+import platform
 import shutil
 import subprocess
 import sys
@@ -17,7 +18,8 @@ from pathlib import Path
 
 from tests.native.builds import CLONE, FOLDER, Compiler, NoTool, build, compilers, library
 
-TESTS = ["tests/layouts", "tests/native", *sorted(map(str, (CLONE / "tests" / "common").glob("test_bulk*.py")))]
+TESTS = ["tests/layouts", "tests/native", "tests/common/test_xxh3.py"]
+TESTS += sorted(str(path.relative_to(CLONE)) for path in CLONE.glob("tests/common/test_bulk*.py"))
 ARM = "aarch64-linux-gnu"
 
 
@@ -112,27 +114,29 @@ def check_fuzz(seconds: int) -> None:
     run_fuzz(folder, *options, str(corpus), LD_PRELOAD=str(clang.runtime()))
 
 
-def check_arm() -> None:
-    compiler, emulator = f"{ARM}-g++", "qemu-aarch64"
+def emulated(what: str, emulator: str, compiler: str, options: list[str], run: list[str], runs: int) -> None:
+    """Build with `compiler`, run the kernels against plain loops. Where a tool is missing, say so and run nothing."""
     missing = [tool for tool in (compiler, emulator) if shutil.which(tool) is None]
     if missing:
-        print(
-            f"check-arm: skipped, nothing was run: {' and '.join(missing)} not found"
-            f" (on Debian: apt-get install g++-{ARM} qemu-user)"
-        )
+        say(f"{what}: SKIPPED, nothing was run: there is no {' and no '.join(missing)}")
         return
-    say(f"{compiler}: build for aarch64, every warning an error")
-    options = ["-DCMAKE_SYSTEM_NAME=Linux", "-DCMAKE_SYSTEM_PROCESSOR=aarch64"]
-    folder = build("arm", compiler, *options)
-    say("the kernels against plain loops, emulated (this says nothing about speed)")
-    command = [emulator, "-L", f"/usr/{ARM}", str(folder / "fuzz_convert"), "--runs", "20000"]
-    sys.exit(subprocess.run(command).returncode)
+    say(f"{what}: {compiler}, emulated by {emulator} (which says nothing about speed)")
+    folder = build(f"emulated-{compiler}", compiler, *options)
+    command = [emulator, *run, str(folder / "fuzz_convert"), "--runs", str(runs)]
+    subprocess.run(command, check=True, cwd=folder)
+
+
+def check_cpus() -> None:
+    system = ["-DCMAKE_SYSTEM_NAME=Linux", "-DCMAKE_SYSTEM_PROCESSOR=aarch64"]
+    emulated("aarch64", "qemu-aarch64", f"{ARM}-g++", system, ["-L", f"/usr/{ARM}"], 1500)
+    if platform.machine() == "x86_64":
+        emulated("x86-64 without AVX", "qemu-x86_64", "g++", [], ["-cpu", "Nehalem"], 500)
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m tests.native.check")
-    parser.add_argument("what", choices=("native", "fuzz", "arm"))
-    parser.add_argument("--runs", type=int, default=50_000, help="plans to fuzz with (native)")
+    parser.add_argument("what", choices=("native", "fuzz", "cpus"))
+    parser.add_argument("--runs", type=int, default=100_000, help="plans to fuzz with (native)")
     parser.add_argument("--seconds", type=int, default=600, help="how long to fuzz (fuzz)")
     chosen = parser.parse_args()
     FOLDER.mkdir(parents=True, exist_ok=True)
@@ -142,7 +146,7 @@ def main() -> None:
         elif chosen.what == "fuzz":
             check_fuzz(chosen.seconds)
         else:
-            check_arm()
+            check_cpus()
     except NoTool as missing:
         sys.exit(f"check-{chosen.what}: {missing}")
     except subprocess.CalledProcessError as failed:
