@@ -18,8 +18,8 @@
 namespace kvl {
 namespace {
 
-constexpr int64_t kStreamBytes = 16 << 20;  // about where an output no longer fits in the last-level cache
-constexpr int64_t kThreadBytes = 1 << 20;   // less than this isn't worth a thread
+constexpr int64_t kStreamBytes = 1 << 20;  // where an output leaves a core's own cache, and streaming is faster
+constexpr int64_t kThreadBytes = 1 << 20;  // less than this isn't worth a thread
 
 // What one thread does: everything that can fail when it is made, the rest when it is run.
 struct Share {

@@ -64,7 +64,12 @@ Copy::Copy(const kvl_plan& plan, const Kernels& kernels, bool stream, int64_t fi
     // Heads that lie outside tokens are visited one by one, all runs of a source block at a time.
     const kvl_plane& plane = *parts_[0].plane;
     by_head_ = plane.heads > 1 && plane.source.head > plane.source.token && plane.source.head > plane.source.tile;
-    const std::vector<Run> runs = find_runs(plan, first, last);
+    std::vector<Run> runs = find_runs(plan, first, last);
+    // In the order in which they lie in the source: a table's blocks may be in any, backwards as well.
+    const auto before = [](const Run& a, const Run& b) {
+        return a.source_block != b.source_block ? a.source_block < b.source_block : a.source_token < b.source_token;
+    };
+    if (!std::is_sorted(runs.begin(), runs.end(), before)) std::sort(runs.begin(), runs.end(), before);
     for (Part& part : parts_) fill(&part, runs);
     const int64_t tokens = (last - first) / static_cast<int64_t>(runs.size());  // of an average run
     const int64_t bytes = tokens * row_bytes(plane) * (by_head_ ? 1 : plane.heads);
