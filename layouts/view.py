@@ -5,7 +5,6 @@ from __future__ import annotations
 from array import array
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 from kvlingua.layouts.arrangement import Arrangement, Digits
@@ -46,7 +45,13 @@ class Pool:
     planes: tuple[PlaneAddress, ...]
     buffers: tuple[Buffer, ...] = field(repr=False)
     scales: tuple[Buffer, ...] = field(repr=False)
+    memory: array[int] = field(init=False, compare=False, repr=False)
+    """The described memory: first address and address after the last of each piece, in order, disjoint."""
     _bases: dict[tuple[int, int, int, int], array[int]] = field(default_factory=dict, compare=False, repr=False)
+
+    def __post_init__(self) -> None:
+        pieces = joined((buffer.pointer, buffer.end) for buffer in self.buffers + self.scales if buffer.nbytes)
+        object.__setattr__(self, "memory", array("Q", [address for piece in pieces for address in piece]))
 
     @property
     def layout(self) -> Layout:
@@ -83,19 +88,15 @@ class Pool:
         """Kind of memory: `cpu` or an accelerator's name."""
         return self.buffers[0].device
 
-    @cached_property
-    def memory(self) -> array[int]:
-        """The described memory: first address and address after the last of each piece, in order, disjoint."""
-        pieces = joined((buffer.pointer, buffer.end) for buffer in self.buffers + self.scales if buffer.nbytes)
-        return array("Q", [address for piece in pieces for address in piece])
-
     def bases(self, plane: int, first: int, layers: int, offset: int) -> array[int]:
         """Base addresses of the plane with this index in `layers` layers from `first` on, each plus `offset` bytes."""
         key = plane, first, layers, offset
         found = self._bases.get(key)
         if found is None:
             bases = self.planes[plane].bases[first : first + layers]
-            found = self._bases[key] = array("Q", [base + offset for base in bases] if offset else bases)
+            made = array("Q", [base + offset for base in bases] if offset else bases)
+            # Its address is handed out: of two threads that make one at once, both get the one that is kept.
+            found = self._bases.setdefault(key, made)
         return found
 
     def view(self, table: Sequence[int], start: int, stop: int) -> View:
