@@ -91,8 +91,10 @@ class Container:
             raise ContainerError("extent", f"{needed} is wanted of an object that holds {self.extent}")
         head = obj[: self.header_bytes]
         if not self.template.matches(head):
-            parse_header(head, obj.nbytes)  # names what is wrong with it, if it can't be read at all
-            raise ContainerError("identity", "the object belongs to another namespace, or holds another extent")
+            # Nothing of it is parsed: this runs in engines, and may be anybody's bytes. `parse_header` would say more.
+            raise ContainerError(
+                "identity", "the object belongs to another namespace, or holds another extent, or its header is damaged"
+            )
         chain = self.template.value(head, "chain")
         if chain != digest.hex().encode():
             raise ContainerError("identity", f"the object's chain digest is {chain!r}, not {digest.hex()}")

@@ -15,6 +15,8 @@ from kvlingua.layouts.geometry import ITEMSIZE, Extent, Plane
 
 ALIGNMENT = 64
 MAX_HEADER_BYTES = 1 << 20
+# Of one object. Models have up to 128 layers x 128 kv heads: 65,536 runs, with K, V, scales, and shards of one layer.
+MAX_RUNS = 1 << 17
 CHECKSUM_DIGITS = 32  # hexadecimal, of an xxh3-128
 POSITION_DIGITS = 10  # decimal, of a token position
 FORMAT = "kvlingua"
@@ -55,12 +57,9 @@ class HeaderTemplate:
 
     @classmethod
     def of(cls, namespace: Namespace, extent: Extent) -> "HeaderTemplate":
-        """Of the objects that hold `extent`, a union of whole shards. UnsupportedError beyond the bound."""
+        """Of the objects that hold `extent`, a union of whole shards. UnsupportedError beyond the bounds."""
         geometry, grid = namespace.geometry, namespace.grid
-        shards = (extent.heads // grid.heads_per_shard) * -(-extent.layers // grid.layers_per_shard)
-        digits = shards * CHECKSUM_DIGITS * len(geometry.planes)
-        if digits > MAX_HEADER_BYTES // 2:  # before anything of that size is built
-            raise UnsupportedError("shard_grid", f"{shards} shards in one object: use more layers per shard")
+        _check_bounds(len(geometry.planes), extent, grid)
         widths = {"chain": 2 * DIGEST_BYTES, "first_token": POSITION_DIGITS, "header_checksum": CHECKSUM_DIGITS}
         for plane in geometry.planes:
             widths[f"checksums_{plane.name}"] = CHECKSUM_DIGITS * len(tensor_shards(plane, extent, grid))
@@ -112,6 +111,17 @@ class HeaderTemplate:
         checksum.update(b"0" * CHECKSUM_DIGITS)
         checksum.update(head[place.stop :])
         return checksum.hexdigest().encode()
+
+
+def _check_bounds(planes: int, extent: Extent, grid: ShardGrid) -> None:
+    """Raise UnsupportedError for more checksums or runs than an object may have, before one of them is made."""
+    cuts = -(-extent.layers // grid.layers_per_shard)
+    shards = (extent.heads // grid.heads_per_shard) * cuts
+    if shards * CHECKSUM_DIGITS * planes > MAX_HEADER_BYTES // 2:
+        raise UnsupportedError("shard_grid", f"{shards} shards in one object: use more layers per shard")
+    runs = extent.heads * cuts * planes  # of each shard one per head, as it doesn't hold all layers
+    if cuts > 1 and runs > MAX_RUNS:
+        raise UnsupportedError("shard_grid", f"{runs} runs of bytes in one object: use more layers per shard")
 
 
 def header_length(start: bytes | memoryview, size: int) -> int:

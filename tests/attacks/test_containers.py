@@ -218,6 +218,8 @@ def test_metadata_that_lies(name: str) -> None:
             "planes": {"k": 1 << 16, "v": 1 << 16},
             "chunk_tokens": 1 << 16,
         },
+        {"layers": 6000, "layers_per_shard": 1, "kv_heads": 1 << 16, "heads_per_shard": 1 << 16},
+        {"layers": 2, "layers_per_shard": 1, "kv_heads": 1 << 15, "heads_per_shard": 1 << 15},
         {"layers": 1 << 60},
         {"kv_heads": 0},
         {"heads_per_shard": 0},

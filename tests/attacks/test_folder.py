@@ -1,8 +1,10 @@
 """A store's folder with strange things in it: each is refused or passed over, none is followed, and none hangs."""
 
+import json
 import os
 import socket
 import stat
+import tracemalloc
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -10,8 +12,10 @@ import pytest
 
 from kvlingua.common.cache import KVCache
 from kvlingua.common.config import Config
-from kvlingua.common.errors import LoadError, StoreError
+from kvlingua.common.container import parse_header
+from kvlingua.common.errors import ContainerError, LoadError, StoreError
 from tests import spoil
+from tests.attacks.forger import with_header
 from tests.common.kv import Cache, namespace
 
 pytestmark = pytest.mark.timeout(30)
@@ -115,6 +119,30 @@ def test_a_huge_file_in_place_of_an_object_is_damage(cache: KVCache, root: Path)
     with pytest.raises(LoadError, match="damaged"):
         cache.load(hit, Cache(namespace(), 96).view(), 0, 96)
     assert len(spoil.objects(root)) == 5
+
+
+def test_a_header_of_a_model_that_cannot_be_is_removed_in_bounded_memory(cache: KVCache, root: Path) -> None:
+    """What it says of itself is a part for each of 6,000 layers, with 65,536 runs each: nobody makes them."""
+    giant = namespace(layers=6000, kv_heads=1 << 16, heads_per_shard=1 << 16, layers_per_shard=1)
+    metadata = {"format": "kvlingua", "format_version": "1", "heads": f"0-{1 << 16}", "layers": "0-6000"}
+    metadata |= {"namespace": giant.json().decode(), "chain": "0", "first_token": "0", "header_checksum": "0"}
+    text = json.dumps({"__metadata__": metadata}, sort_keys=True, separators=(",", ":"))
+    header = with_header(text.encode(), b"")
+    with pytest.raises(ContainerError, match="786432000 runs of bytes"):  # else it would prove nothing
+        parse_header(header, len(header) + 64)
+    hit = cache.lookup(namespace(), TOKENS)
+    path = root / list(hit.keys(0, 6))[2]
+    path.write_bytes(header + path.read_bytes()[len(header) :])
+    tracemalloc.start()
+    try:
+        with pytest.raises(LoadError, match="1 of 6 objects are damaged") as refused:
+            cache.load(hit, Cache(namespace(), 96).view(), 0, 96)
+        assert tracemalloc.get_traced_memory()[1] < 1 << 20
+    finally:
+        tracemalloc.stop()
+    assert refused.value.__cause__.reason == "identity"  # type: ignore[union-attr]
+    assert not path.exists()
+    assert cache.lookup(namespace(), TOKENS).tokens == 32
 
 
 @pytest.mark.parametrize("thing", ["link", "file", "fifo", "another user's", "written by all"])

@@ -189,3 +189,20 @@ def test_only_unions_of_shards_have_objects() -> None:
     fine = namespace(layers=1 << 14, kv_heads=8, heads_per_shard=1, layers_per_shard=1)
     with pytest.raises(UnsupportedError, match="use more layers per shard"):
         Container(fine, Extent(0, 8, 0, 1 << 14))
+    with pytest.raises(UnsupportedError, match="524288 runs of bytes in one object"):
+        Container(
+            namespace(layers=4, kv_heads=1 << 16, heads_per_shard=1 << 16, layers_per_shard=1), Extent(0, 1 << 16, 0, 4)
+        )
+
+
+def test_the_largest_models_fit_the_bounds() -> None:
+    one = namespace(
+        layers=128,
+        kv_heads=128,
+        heads_per_shard=16,
+        layers_per_shard=1,
+        kv_dtype="float8_e4m3fn",
+        scales_policy="head",
+    )
+    container = Container(one, one.geometry.full)
+    assert sum(len(part.runs) for part in container.parts(container.extent)) == 128 * 128 * 4
