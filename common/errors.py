@@ -70,4 +70,4 @@ class StoreFull(StoreError):
 
 
 class LoadError(KVLinguaError):
-    """A load that was promised did not happen; nothing was written, the engine must compute those tokens."""
+    """A load that was promised did not happen, at least not as a whole: the engine must compute all of those tokens."""

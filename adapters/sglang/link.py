@@ -56,7 +56,7 @@ class Link:
     def load(self, request: Any, have: int, stop: int, slots: torch.Tensor) -> bool:
         """Copy the tokens [have, stop) that were promised into the pool's rows `slots` [token].
 
-        False: nothing was written, and the engine must compute them.
+        False: the engine must compute them all. Some of the rows may hold verified KV by then; nothing more is written.
         """
         if self._guard.promised("load", self._load, request, have, stop, slots):
             return True
