@@ -74,5 +74,3 @@ def _remove(running: Running, damaged: dict[str, ContainerError]) -> None:
         running.store.delete_many(list(damaged))
     except StoreError as error:
         log.once(f"remove {reason_of(error)}", logging.WARNING, f"a damaged object couldn't be removed: {error}")
-
-
