@@ -36,3 +36,11 @@ def way(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
     elif not bulk.available():
         pytest.skip(native.describe())
     return name
+
+
+@pytest.fixture(params=["file", "file, one by one", "memory"])
+def url(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
+    """An empty store of each kind, files by either way."""
+    if request.param == "file, one by one":
+        monkeypatch.setattr(bulk, "available", lambda: False)
+    return "memory://" if request.param == "memory" else f"file://{tmp_path}/store"

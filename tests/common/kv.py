@@ -58,6 +58,7 @@ class Cache:
             for layer in range(self.extent.layers)
             for plane, nbytes in enumerate(sizes)
         ]
+        self._scales = self._static()
 
     @staticmethod
     def _noise(seed: int | None, layer: int, plane: int, nbytes: int) -> bytes:
@@ -105,33 +106,48 @@ class Cache:
         for number, memory in enumerate(other.memory):
             if planes[number % len(planes)].per != "token":
                 memory[:] = self.memory[number]
+        other._scales = other._static()
         return other
 
+    def _static(self) -> list[bytes]:
+        """The scales that are for all tokens, layer after layer."""
+        planes = self.namespace.geometry.planes
+        return [
+            bytes(memory) for number, memory in enumerate(self.memory) if planes[number % len(planes)].per != "token"
+        ]
+
     def bytes_of(self, token: int, layer: int, plane: int, head: int) -> bytes:
-        """One row [dim] of the layout `hf`: [head, token, dim] per layer and plane."""
+        """One row [dim] of a plane per token in the layout `hf`: [head, token, dim] per layer and plane."""
         planes = self.namespace.geometry.planes
         width = planes[plane].width * planes[plane].itemsize
         start = (head * self.tokens + token) * width
         return bytes(self.memory[layer * len(planes) + plane][start : start + width])
 
     def same_tokens(self, other: "Cache", start: int, stop: int) -> bool:
-        """Whether both hold the same bytes for tokens [start, stop)."""
+        """Whether both hold the same bytes for tokens [start, stop), in every plane, and the same static scales."""
+        return self._static() == other._static() and self._same_rows(other, start, stop)
+
+    def _same_rows(self, other: "Cache", start: int, stop: int) -> bool:
+        per_token = [number for number, plane in enumerate(self.namespace.geometry.planes) if plane.per == "token"]
         return all(
             self.bytes_of(token, layer, plane, head) == other.bytes_of(token, layer, plane, head)
             for token in range(start, stop)
             for layer in range(self.extent.layers)
-            for plane in range(2)
+            for plane in per_token
             for head in range(self.extent.heads)
         )
 
     def untouched(self, start: int = 0, stop: int | None = None) -> bool:
-        """Whether tokens [start, stop) are still bytes of 0x5A."""
+        """Whether tokens [start, stop) are still bytes of 0x5A, and static scales what they were at the beginning."""
         stop = self.tokens if stop is None else stop
         blank = Cache(self.namespace, self.tokens, extent=self.extent)
-        return self.same_tokens(blank, start, stop)
+        return self._static() == self._scales and self._same_rows(blank, start, stop)
 
     def holds_at_most(self, other: "Cache", chunks: Collection[int]) -> bool:
-        """Whether each chunk is still bytes of 0x5A, as a whole, or one of `chunks` and as in `other`."""
+        """Whether each chunk is still bytes of 0x5A, as a whole, or one of `chunks` and as in `other`.
+
+        Static scales are what they were at the beginning, and those of `other` where it holds one of its chunks.
+        """
         return all(
             self.untouched(chunk * CHUNK, (chunk + 1) * CHUNK)
             or (chunk in chunks and self.same_tokens(other, chunk * CHUNK, (chunk + 1) * CHUNK))

@@ -6,7 +6,6 @@ from pathlib import Path
 
 import pytest
 
-from kvlingua.common import bulk
 from kvlingua.common.cache import KVCache
 from kvlingua.common.config import Config
 from kvlingua.common.errors import ConfigError, KVLinguaError, LayoutError, LoadError, StoreError, UnsupportedError
@@ -17,13 +16,6 @@ from tests import spoil
 from tests.common.kv import CHUNK, Cache, namespace
 
 TOKENS = list(range(1000, 1100))  # 6 whole chunks of 16, and 4 more
-
-
-@pytest.fixture(params=["file", "file, one by one", "memory"])
-def url(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
-    if request.param == "file, one by one":
-        monkeypatch.setattr(bulk, "available", lambda: False)
-    return "memory://" if request.param == "memory" else f"file://{tmp_path}/store"
 
 
 def filled(url: str, seed: int = 1, **config: object) -> KVCache:

@@ -2,6 +2,7 @@
 
 from random import Random
 
+import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -17,10 +18,18 @@ ROWS = sorted(
 """Rows that hold K and V of any widths in pages of any size; all of them: tests/layouts/test_pairs.py."""
 
 
+def empty(scheme: str, folders: pytest.TempPathFactory) -> str:
+    """The URL of a store that nothing else uses."""
+    return "memory://" if scheme == "memory" else f"file://{folders.mktemp('store')}"
+
+
+@pytest.mark.parametrize("scheme", ["file", "memory"])
 @settings(max_examples=40, deadline=None)
 @given(data=st.data())
-def test_any_range_is_loaded_anywhere(data: st.DataObject) -> None:
-    with KVCache.open("memory://") as cache:
+def test_any_range_is_loaded_anywhere(
+    scheme: str, data: st.DataObject, tmp_path_factory: pytest.TempPathFactory
+) -> None:
+    with KVCache.open(empty(scheme, tmp_path_factory)) as cache:
         handle = cache.store(namespace(), TOKENS, Cache(namespace(), 96, seed=1).view(), 0, 96)
         assert handle.committed.wait(10)
         start = data.draw(st.integers(0, 96))
@@ -42,9 +51,9 @@ def test_any_range_is_loaded_anywhere(data: st.DataObject) -> None:
         assert target.untouched(place + stop - start)
 
 
-def test_ranks_of_one_size_are_read_by_ranks_of_another() -> None:
+def test_ranks_of_one_size_are_read_by_ranks_of_another(url: str) -> None:
     """Two writers of 2 heads each; readers of all, of one head, and of two."""
-    with KVCache.open("memory://") as cache:
+    with KVCache.open(url) as cache:
         full = Cache(namespace(), 96, seed=1)
         for low in (0, 2):
             handle = cache.store(namespace(), TOKENS, full.view(), 0, 96, extent=Extent(low, low + 2, 0, 3))
@@ -62,8 +71,8 @@ def test_ranks_of_one_size_are_read_by_ranks_of_another() -> None:
         assert cache.store(namespace(), TOKENS, full.view(), 0, 96).stored == 0  # covered by what is there
 
 
-def test_chunks_of_one_prompt_may_lie_in_objects_of_different_extents() -> None:
-    with KVCache.open("memory://") as cache:
+def test_chunks_of_one_prompt_may_lie_in_objects_of_different_extents(url: str) -> None:
+    with KVCache.open(url) as cache:
         full = Cache(namespace(), 96, seed=1)
         for start, stop, extents in ((0, 32, [(0, 4)]), (32, 64, [(0, 2), (2, 4)]), (64, 96, [(0, 4)])):
             for low, high in extents:
@@ -80,6 +89,7 @@ def test_chunks_of_one_prompt_may_lie_in_objects_of_different_extents() -> None:
         assert target.untouched(90)
 
 
+@pytest.mark.parametrize("scheme", ["file", "memory"])
 @settings(max_examples=60, deadline=None)
 @given(
     source=st.sampled_from(ROWS),
@@ -90,7 +100,14 @@ def test_chunks_of_one_prompt_may_lie_in_objects_of_different_extents() -> None:
     random=st.randoms(use_true_random=False),
 )
 def test_every_layout_through_the_store_into_every_other(
-    source: str, target: str, pages: tuple[int, int], cut: tuple[int, int], dtype: str, random: Random
+    scheme: str,
+    source: str,
+    target: str,
+    pages: tuple[int, int],
+    cut: tuple[int, int],
+    dtype: str,
+    random: Random,
+    tmp_path_factory: pytest.TempPathFactory,
 ) -> None:
     """Against golden forms filled by plain indexing: the whole memory, what isn't asked for included."""
     identity = namespace(kv_dtype=dtype, chunk_tokens=8)
@@ -109,7 +126,7 @@ def test_every_layout_through_the_store_into_every_other(
     wanted = reader.clone()
     part = {place: rows[start:stop] for place, rows in content.items()}
     wanted.put(part, reader_table, start, geometry.full)
-    with KVCache.open("memory://") as cache:
+    with KVCache.open(empty(scheme, tmp_path_factory)) as cache:
         handle = cache.store(identity, tokens, writer.pool().view(writer_table, 0, 48), 0, 48)
         assert handle.committed.wait(10)
         hit = cache.lookup(identity, tokens)
