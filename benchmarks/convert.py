@@ -44,7 +44,7 @@ class Target:
 
 TARGETS = {
     "pages": Target(memcpy=0.95, stream=0.85),
-    "half": Target(memcpy=0.95),
+    "half": Target(memcpy=0.85),
     "slots": Target(memcpy=0.7),
     "tiles": Target(memcpy=0.8),
     "fp8": Target(memcpy=0.8),
