@@ -94,7 +94,7 @@ def check_native(runs: int) -> None:
     preload = f"{compiler.runtime()} {compiler.asks('-print-file-name=libstdc++.so.6')}"
     variables = {"LD_PRELOAD": preload, "PYTHONMALLOC": "malloc"}  # each Python object an allocation of its own
     pytest = [sys.executable, "-m", "pytest", "-q", "--capture=sys", "--numprocesses=2", "--dist=loadfile"]
-    command = [*pytest, "-p", "no:cacheprovider", f"--native-library={library(folder)}", *TESTS]
+    command = [*pytest, "-p", "no:cacheprovider", "-m", "not engine", f"--native-library={library(folder)}", *TESTS]
     sys.exit(subprocess.run(command, env=environment() | variables, cwd=CLONE).returncode)
 
 
