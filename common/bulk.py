@@ -33,6 +33,10 @@ class Gate:
     def __init__(self) -> None:
         self.gate = abi.Gate()
 
+    @property
+    def closed(self) -> bool:
+        return bool(self.gate.closed)
+
     def close(self) -> None:
         """When this returns the load writes nothing to the engine's memory any more. Waits for no file."""
         abi.library().kvl_close_gate(byref(self.gate))

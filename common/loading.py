@@ -48,7 +48,7 @@ class _Piece:
 def fitting(running: Running, namespace: Namespace, covers: Sequence[Cover]) -> int:
     """How many leading chunks can be loaded with `queue_bytes` of memory."""
     room = running.config.queue_bytes
-    passing_through = running.files is not None and all(plane.per == "token" for plane in namespace.geometry.planes)
+    passing_through = running.files is not None
     for count, cover in enumerate(covers):
         objects = [slot_bytes(running.container(namespace, extent)) for extent in cover]
         needed = max(objects) if passing_through else sum(objects)
@@ -61,12 +61,11 @@ def fitting(running: Running, namespace: Namespace, covers: Sequence[Cover]) -> 
 def load(running: Running, hit: Hit, into: View, start: int, stop: int, allow_lossy: bool = False) -> None:
     """Copy prompt positions [start, stop) into `into`, as `KVCache.load` says."""
     _check(hit, into, start, stop)
-    steps = conversions(hit.namespace.geometry, into.pool.geometry, into.pool.fixed, allow_lossy)
+    conversions(hit.namespace.geometry, into.pool.geometry, into.pool.fixed, allow_lossy)
     if start == stop:
         return
     pieces = list(_pieces(running, hit, into, start, stop))
-    # Scales of which a block has one can't be written before it is known that all objects in the block agree on them.
-    files = None if any(step.once for step in steps) else running.files
+    files = running.files
     began, timeout_s = time.monotonic(), running.config.load_timeout_s
     if not running.load_lock.acquire(timeout=timeout_s):
         raise StoreTimeout(f"another thread has been loading for {timeout_s:g} s")
@@ -167,6 +166,18 @@ class _Load:
             source = room.view(piece.start, piece.stop)
             convert(source, piece.target, threads=self.running.config.threads, allow_lossy=self.allow_lossy)
 
+    @property
+    def _threads(self) -> int:
+        """One if objects overlap: what several threads write to one place could be numbers of one object and scales of
+        another."""
+        runs: dict[tuple[bytes, ...], list[Extent]] = {}
+        for piece in self.pieces:
+            others = runs.setdefault(piece.digests, [])
+            if any(piece.needed.intersect(other) for other in others):
+                return 1
+            others.append(piece.needed)
+        return self.running.config.threads
+
     def _in_worker(self, function: Callable[[], None]) -> None:
         self.running.loads.call("load", function, self.running.config.load_timeout_s, self.waited_s)
 
@@ -181,7 +192,9 @@ class _Load:
             if folder is None:
                 intact = [[False] * len(batch.digests) for batch in batches]
             else:
-                intact = bulk.load(batches, folder, self.memory, self.running.config.threads, gate)
+                intact = bulk.load(batches, folder, self.memory, self._threads, gate)
+        if gate.closed:  # nobody waits for this any more
+            return
         failed = [
             Wanted(batch.container, batch.needed, digest, self.memory[: batch.container.object_bytes])
             for batch, row in zip(batches, intact, strict=True)

@@ -8,8 +8,9 @@
 
 namespace kvl {
 
-File::File(int folder, const char* name, int flags, int64_t bytes)
-    : descriptor_(openat(folder, name, flags | O_NOFOLLOW | O_NONBLOCK | O_NOCTTY | O_CLOEXEC)) {
+File::File(int folder, const char* name, int flags, int64_t bytes) {
+    do descriptor_ = openat(folder, name, flags | O_NOFOLLOW | O_NONBLOCK | O_NOCTTY | O_CLOEXEC);
+    while (descriptor_ < 0 && errno == EINTR);
     struct stat found;
     if (descriptor_ < 0 || fstat(descriptor_, &found) != 0)
         failed(KVL_SYSTEM, errno);
@@ -19,9 +20,7 @@ File::File(int folder, const char* name, int flags, int64_t bytes)
         failed(KVL_OTHER_SIZE, 0);
 }
 
-File::~File() {
-    if (descriptor_ >= 0) close(descriptor_);
-}
+File::~File() { close(); }
 
 bool File::failed(int32_t status, int32_t error) {
     status_ = status;
@@ -49,6 +48,13 @@ bool File::write(const char* data, uint64_t bytes) {
         at += static_cast<uint64_t>(count);
     }
     return true;
+}
+
+bool File::close() {
+    const int descriptor = descriptor_;
+    descriptor_ = -1;
+    // After EINTR it is closed as well.
+    return descriptor < 0 || ::close(descriptor) == 0 || errno == EINTR || failed(KVL_SYSTEM, errno);
 }
 
 bool File::date(int64_t time_ns) {

@@ -25,6 +25,8 @@ class File {
     bool write(const char* data, uint64_t bytes);
     // Gives the file a time of change, in nanoseconds since the epoch.
     bool date(int64_t time_ns);
+    // Closes it now: some file systems say only then that there was no room.
+    bool close();
 
   private:
     bool failed(int32_t status, int32_t error);

@@ -20,8 +20,9 @@ void write(const Form& form, kvl_new* object) {
     form.seal(object->memory, object->chain, object->first_token);
     const int64_t bytes = form.form().object_bytes;
     File file(object->folder, object->name, O_WRONLY, bytes);
-    if (file.status() == KVL_DONE && file.write(object->memory, static_cast<uint64_t>(bytes)))
-        file.date(object->time_ns);
+    if (file.status() == KVL_DONE && file.write(object->memory, static_cast<uint64_t>(bytes)) &&
+        file.date(object->time_ns))
+        file.close();
     object->status = file.status();
     object->error = file.error();
 }

@@ -30,6 +30,7 @@ P = ParamSpec("P")
 _OPEN_FILE = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_NOCTTY | os.O_CLOEXEC
 _NO_FILE = (errno.ENOENT, errno.ELOOP, errno.ENXIO, errno.ENODEV, errno.EISDIR)
 _PLACES = 1 << 16  # keys whose place in a chain is remembered until they are put
+_BATCH = 256  # objects for which one writer holds the lock of all
 _IOV = 512  # buffers per pwritev; Linux takes 1,024
 
 
@@ -117,8 +118,12 @@ class FileStore:
             yield folders.namespace(namespace)
 
     def put_files(self, items: Sequence[tuple[str, int]], write: Writer) -> None:
+        for first in range(0, len(items), _BATCH):
+            self._put_batch(items, range(first, min(first + _BATCH, len(items))), write)
+
+    def _put_batch(self, items: Sequence[tuple[str, int]], batch: range, write: Writer) -> None:
         with OpenFolders(self.root) as folders:
-            objects, stop = self._missing(folders, items)
+            objects, stop = self._missing(folders, items, batch)
             files, full = self._account.reserve(folders, objects) if objects else ([], None)
             if full is not None:
                 full.stored = objects[len(files)].index
@@ -148,12 +153,13 @@ class FileStore:
         return f"file://{self.root}"
 
     def _missing(
-        self, folders: OpenFolders, items: Sequence[tuple[str, int]]
+        self, folders: OpenFolders, items: Sequence[tuple[str, int]], batch: range
     ) -> tuple[list[Incoming], StoreError | None]:
-        """The objects that aren't there, up to the first one whose folder can't be used, and why it can't."""
+        """A batch's objects that aren't there, up to the first whose folder can't be used, and why it can't."""
         now_ns = time.time_ns()
         objects: list[Incoming] = []
-        for index, (key, nbytes) in enumerate(items):
+        for index in batch:
+            key, nbytes = items[index]
             namespace, name = split_key(key)
             try:
                 folder = folders.namespace(namespace, create=True)
