@@ -58,7 +58,7 @@ class Plane:
     def __post_init__(self) -> None:
         if not self.name.isidentifier():
             raise LayoutError(f"a plane's name must be an identifier like 'k', not {self.name!r}")
-        if not 1 <= self.width <= MAX_WIDTH:
+        if not isinstance(self.width, int) or not 1 <= self.width <= MAX_WIDTH:
             raise LayoutError(f"plane {self.name!r} must be 1 to {MAX_WIDTH} elements wide, not {self.width}")
         if self.dtype not in DTYPES:
             raise LayoutError(f"dtype {self.dtype!r} isn't known; known are {', '.join(DTYPES)}")
@@ -92,6 +92,9 @@ class Extent:
     layer_stop: int
 
     def __post_init__(self) -> None:
+        bounds = self.head_start, self.head_stop, self.layer_start, self.layer_stop
+        if not all(isinstance(bound, int) for bound in bounds):
+            raise LayoutError(f"an extent is four whole numbers, not {bounds}")
         if not (0 <= self.head_start < self.head_stop and 0 <= self.layer_start < self.layer_stop):
             raise LayoutError(f"an extent holds at least one head and one layer, from 0 on: {self} does not")
 
@@ -133,7 +136,7 @@ class Geometry:
     planes: tuple[Plane, ...]
 
     def __post_init__(self) -> None:
-        if self.layers < 1 or self.kv_heads < 1:
+        if not all(isinstance(count, int) and count >= 1 for count in (self.layers, self.kv_heads)):
             raise LayoutError(f"a model has layers and kv heads, not {self.layers} and {self.kv_heads}")
         names = [plane.name for plane in self.planes]
         if not self.numbers or len(set(names)) != len(names):

@@ -37,6 +37,7 @@ class Buffer:
         """The memory of a torch tensor, from its first element to the end of its storage, or of an object with a
         writable contiguous buffer (bytearray, memoryview, mmap, numpy array), all of it.
 
+        A tensor's shape and strides are NOT read: memory that isn't dense needs them in `Layout.pool(strides=...)`.
         The latter can't be resized or closed while the buffer lives. Raises LayoutError for anything else.
         """
         if hasattr(obj, "untyped_storage") and hasattr(obj, "data_ptr"):

@@ -15,6 +15,7 @@ def lay(arrangement: Arrangement, buffers: Sequence[Buffer], scales: Mapping[str
 
     Raises LayoutError if there are too few or too many, they are too small, overlap, lie badly or on several devices.
     """
+    _check_buffers(arrangement, [buffers, *scales.values()])
     _check_count(arrangement, len(buffers))
     planes = [
         _place(arrangement, plane, scales[plane.name] if plane.name in arrangement.fixed else buffers)
@@ -24,8 +25,17 @@ def lay(arrangement: Arrangement, buffers: Sequence[Buffer], scales: Mapping[str
     for buffer in (*buffers, *beside):
         if buffer.device != buffers[0].device:
             raise arrangement.wrong(f"its buffers lie on different devices: {buffers[0].device} and {buffer.device}")
-    _check_apart(arrangement, buffers)
+    _check_apart(arrangement, buffers, planes)
     return Pool(arrangement, tuple(planes), tuple(buffers), beside)
+
+
+def _check_buffers(arrangement: Arrangement, given: Sequence[Sequence[Buffer]]) -> None:
+    for buffers in given:
+        if not isinstance(buffers, Sequence):
+            raise arrangement.wrong(f"buffers come as a list of Buffer, not as a {type(buffers).__name__}")
+        for buffer in buffers:
+            if not isinstance(buffer, Buffer):
+                raise arrangement.wrong(f"expected a Buffer, got a {type(buffer).__name__}: wrap it in Buffer.of(...)")
 
 
 def _check_count(arrangement: Arrangement, got: int) -> None:
@@ -66,9 +76,8 @@ def _place(arrangement: Arrangement, plane: PlaneStrides, buffers: Sequence[Buff
     return PlaneAddress(plane.name, bases, plane.block, plane.head, plane.token, plane.dim)
 
 
-def _check_apart(arrangement: Arrangement, buffers: Sequence[Buffer]) -> None:
-    if len(buffers) == 1:
-        return
+def _check_apart(arrangement: Arrangement, buffers: Sequence[Buffer], planes: Sequence[PlaneAddress]) -> None:
+    """What is written in one buffer lies in no other, and no fixed scale in any of them."""
     spans = dict.fromkeys(range(len(buffers)), 0)
     for plane in arrangement.planes:
         if plane.name not in arrangement.fixed:
@@ -81,3 +90,10 @@ def _check_apart(arrangement: Arrangement, buffers: Sequence[Buffer]) -> None:
                 f"two buffers overlap: one is used up to {end:#x}, another begins at {start:#x}"
                 " (a buffer was given twice, or they are parts of one tensor that interleave)"
             )
+    for plane, address in zip(arrangement.planes, planes, strict=True):
+        if plane.name in arrangement.fixed:
+            for base in address.bases:
+                if any(start < base + plane.reach and base < end for start, end in ranges):
+                    raise arrangement.wrong(
+                        f"the static scales {plane.name} at {base:#x} lie inside the cache's memory"
+                    )

@@ -102,11 +102,12 @@ class Pool:
     def view(self, table: Sequence[int], start: int, stop: int) -> View:
         """The tokens [start, stop) of a sequence: position p is in block `table[p // page]` at offset `p % page`.
 
-        table: block numbers. An array('q') is kept as it is; lists, and torch or numpy arrays of whole numbers,
-        are copied. Only entries that [start, stop) touches are ever looked at, and not before a conversion.
+        table: block numbers. An array('q') is kept as it is, so it must not change while the view is used; lists, and
+        torch or numpy arrays of whole numbers, are copied. Only entries that [start, stop) touches are ever looked at,
+        and not before a conversion.
         Raises LayoutError if the table is too short or no sequence of whole numbers.
         """
-        if not 0 <= start <= stop:
+        if not (isinstance(start, int) and isinstance(stop, int) and 0 <= start <= stop):
             raise LayoutError(f"token positions [{start}, {stop}) are not a range")
         numbers = _int64(table)
         needed = -(-stop // self.page)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from array import array
+from typing import Any
 
 import numpy as np
 import pytest
@@ -153,3 +154,35 @@ def test_a_table_that_changes_after_it_was_checked() -> None:
     with pytest.raises(LayoutError, match="a block table is shorter"):
         native.run(plan)
     assert contents(target.pool) == contents(pool())
+
+
+def test_first_mistakes_are_named() -> None:
+    """What somebody new to this gets wrong: tensors where buffers belong, numbers with a point, scales in the cache."""
+    model = Geometry.kv(1, 2, 4, "float8_e4m3fn", scales="tensor")
+    memory = torch.zeros(2, 64, dtype=torch.uint8)
+    k, v = Buffer.of(memory[0]), Buffer.of(memory[1])
+    apart = Buffer.of(torch.ones(1))
+
+    def pool(buffers: Any, scale: Any) -> Pool:
+        row = format("sglang_nhd")
+        return row.pool(
+            model, model.full, page=8, blocks=1, buffers=buffers, scales={"k_scale": scale, "v_scale": [apart]}
+        )
+
+    assert pool([k, v], [apart]).fixed == {"k_scale", "v_scale"}
+    with pytest.raises(LayoutError, match=r"expected a Buffer, got a Tensor: wrap it in Buffer.of"):
+        pool([memory[0], memory[1]], [apart])
+    with pytest.raises(LayoutError, match="buffers come as a list of Buffer, not as a Buffer"):
+        pool(k, [apart])
+    with pytest.raises(LayoutError, match="buffers come as a list of Buffer, not as a Buffer"):
+        pool([k, v], apart)
+    with pytest.raises(LayoutError, match=r"static scales \(k_scale, at 0x[0-9a-f]+\) lie inside the cache's memory"):
+        pool([k, v], [Buffer.of(memory[1][8:12])])
+    with pytest.raises(LayoutError, match=r"positions \[0.0, 4.0\) are not a range"):
+        pool([k, v], [apart]).view([0], 0.0, 4.0)  # type: ignore[arg-type]
+    with pytest.raises(LayoutError, match="four whole numbers"):
+        Extent(0.0, 1, 0, 1)  # type: ignore[arg-type]
+    with pytest.raises(LayoutError, match=r"not 2\.0 and 1"):
+        Geometry.kv(2.0, 1, 8, "float32")  # type: ignore[arg-type]
+    with pytest.raises(LayoutError, match=r"not 8\.0"):
+        Geometry.kv(2, 1, 8.0, "float32")  # type: ignore[arg-type]
