@@ -94,6 +94,4 @@ def _check_apart(arrangement: Arrangement, buffers: Sequence[Buffer], planes: Se
         if plane.name in arrangement.fixed:
             for base in address.bases:
                 if any(start < base + plane.reach and base < end for start, end in ranges):
-                    raise arrangement.wrong(
-                        f"the static scales {plane.name} at {base:#x} lie inside the cache's memory"
-                    )
+                    raise arrangement.wrong(f"static scales ({plane.name}, at {base:#x}) lie inside the cache's memory")
