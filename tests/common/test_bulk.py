@@ -5,7 +5,7 @@ import os
 import threading
 import time
 from array import array
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -482,3 +482,47 @@ def test_a_header_that_lies_under_a_right_checksum_is_refused(tmp_path: Path, fi
     with opened(tmp_path) as folder:
         assert not reader.load(folder)
     assert reader.untouched
+
+
+@pytest.mark.parametrize("overlapping", [True, False])
+def test_objects_that_overlap_are_loaded_by_one_thread(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, overlapping: bool
+) -> None:
+    """Else numbers of one writer could end up under the scales of another."""
+    one, seen, real = namespace(layers_per_shard=1), [], bulk.load
+    halves = [Extent(0, 4, 0, 2), Extent(0, 2, 0, 3), Extent(2, 4, 2, 3)]
+    if not overlapping:
+        halves = [Extent(0, 4, 0, 2), Extent(0, 4, 2, 3)]
+
+    def counted(batches: Sequence[bulk.Batch], folder: int, memory: memoryview, threads: int, gate: bulk.Gate):  # type: ignore[no-untyped-def]
+        seen.append((threads, len(batches)))
+        return real(batches, folder, memory, threads, gate)
+
+    monkeypatch.setattr(bulk, "load", counted)
+    with KVCache.open(Config(url=f"file://{tmp_path}/store", threads=3)) as cache:
+        for extent in halves:
+            handle = cache.store(one, TOKENS, Cache(one, 96, seed=1).view(), 0, 96, extent=extent)
+            assert handle.committed.wait(10)
+            assert handle.stored == 6
+        target = Cache(one, 96)
+        cache.load(cache.lookup(one, TOKENS), target.view(), 0, 96)
+        assert target.same_tokens(Cache(one, 96, seed=1), 0, 96)
+    assert seen == [(1, 3) if overlapping else (3, 2)]
+
+
+def test_a_load_that_was_given_up_reads_nothing_more(tmp_path: Path) -> None:
+    with hanging_folder(tmp_path) as folder:
+        config = Config(url=f"file://{folder.path}/store", load_timeout_s=0.7, lookup_timeout_s=30)
+        fill(config.url)
+        with KVCache.open(config) as cache:
+            hit = cache.lookup(namespace(), TOKENS)
+            running, asked = cache._in_this_process(), []
+            running.store.get_many = asked.append  # type: ignore[method-assign,assignment]
+            folder.spoil(**{Path(next(iter(hit.keys(0, 6)))).name: {"stall": 2}})
+            with pytest.raises(StoreTimeout):
+                cache.load(hit, Cache(namespace(), 96).view(), 0, 96)
+            deadline = time.monotonic() + 20
+            while running.loads.hanging:
+                assert time.monotonic() < deadline
+                time.sleep(0.01)
+            assert asked == []
