@@ -1,7 +1,4 @@
-"""kvlingua's stored objects and engines' memory, read a second time: written from docs/format/*.md alone, with numpy.
-
-It shares no line with kvlingua; xxhash is for the checksums.
-"""
+"""kvlingua's stored objects and engines' memory, read a second time: from docs/format/*.md alone, in numpy."""
 
 from __future__ import annotations
 
@@ -131,7 +128,8 @@ def read_cache(path: Path) -> tuple[dict[str, Any], dict[str, Array]]:
         words, size = nest(texts, sizes, itemsize, cache["strides"], name, itemsize)
         inside[name] = start, words
         start += 0 if apart else size
-    around = [] if apart else nest(shared, counts, 1, cache["strides"], "", start)[0]
+    unit = next(plane["itemsize"] for name, plane in planes.items() if not name.endswith("_scale"))
+    around = [] if apart else nest(shared, counts, unit, cache["strides"], "", start)[0]
     begins = np.array([begin + tensors[str(number)]["data_offsets"][0] for number in range(len(tensors))])
     raw = np.frombuffer(data, np.uint8)
     for number, (name, plane) in enumerate(planes.items()):
