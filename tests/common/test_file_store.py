@@ -184,6 +184,51 @@ def test_the_cap_holds_when_a_writer_is_killed_at_any_moment(tmp_path: Path, mom
     assert bytes_in(folder) <= 1000
 
 
+@pytest.mark.parametrize(("moment", "named", "left"), [("fill", 0, 3), ("rename", 1, 2), ("unlink", 0, 3)])
+def test_a_batch_whose_writer_is_killed_is_counted_until_it_goes(
+    tmp_path: Path, moment: str, named: int, left: int
+) -> None:
+    """After room was made for all three objects: while they are filled, while they get their names, while a batch that
+    failed is cleared away."""
+    folder = tmp_path / "store"
+    killed = start(
+        """
+        import os, sys
+        from kvlingua.common.stores import file_store
+        from kvlingua.common.stores.conformance import key_of
+        def die(*arguments, **options):
+            os._exit(9)
+        real = os.rename
+        def die_after(*arguments, **options):
+            real(*arguments, **options)
+            os._exit(9)
+        store = file_store.FileStore(f"file://{sys.argv[1]}", 1000)
+        def write(files):
+            if sys.argv[2] == "fill":
+                os._exit(9)
+            if sys.argv[2] == "unlink":
+                os.unlink = die
+                return [OSError(28, "no room")] * len(files)
+            os.rename = die_after
+            return [None] * len(files)
+        store.put_files([(key_of(number), 300) for number in range(3)], write)
+        """,
+        folder,
+        moment,
+    )
+    killed.communicate()
+    assert killed.returncode == 9
+    store, temporaries = opened(folder, 1000), list(folder.glob("*/.tmp-*"))
+    assert sum(store.exists_many([key_of(number) for number in range(3)])) == named
+    assert len(temporaries) == left
+    assert bytes_in(folder) == int((folder / ".usage").read_bytes()) == 900
+    for path in temporaries:
+        os.utime(path, (time.time() - temporary.STALE_S - 1,) * 2)
+    store.put_many([(key_of(7), [b"x" * 600])])
+    assert not list(folder.glob("*/.tmp-*"))
+    assert bytes_in(folder) == int((folder / ".usage").read_bytes()) == 600 + 300 * named
+
+
 def test_what_was_added_or_removed_by_hand_is_counted_again(tmp_path: Path) -> None:
     folder = tmp_path / "store"
     store = opened(folder, 1000)
