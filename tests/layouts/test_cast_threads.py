@@ -32,13 +32,17 @@ class Form:
 
 
 BF16, ENGINE = Form("bfloat16"), Form("float8_e4m3fn", "head", static=True)
+TOKENWISE = Form("float8_e4m3fn", "token")
+WITH_SCALES = {"vllm_lbnhc": "vllm_lbnhc_scaled", "vllm_lbhnc": "vllm_lbhnc_scaled", "vllm_cpu_vec": "canonical"}
 CASES = {
     "cast": (BF16, Form("float32"), "vllm_lbhnc", {Op.CAST}, False),
     "cast to scales": (BF16, ENGINE, "vllm_lbnhc", {Op.CAST}, False),
     "cast from scales": (ENGINE, BF16, "canonical", {Op.CAST}, False),
-    "quantise": (BF16, Form("float8_e4m3fn", "token"), "vllm_lbhnc_scaled", {Op.QUANTISE}, False),
+    "cast from scales per token": (TOKENWISE, BF16, "vllm_lbnhc", {Op.CAST}, False),
+    "quantise": (BF16, TOKENWISE, "vllm_lbhnc_scaled", {Op.QUANTISE}, False),
     "copy equal": (ENGINE, ENGINE, "vllm_lbhnc", {Op.COPY_EQUAL}, False),
     "fp8 to fp8": (ENGINE, Form("float8_e4m3fnuz", "token"), "canonical", {Op.CAST}, False),
+    "fp8 to fp8 per token": (TOKENWISE, Form("float8_e4m3fnuz", "token"), "vllm_lbnhc_scaled", {Op.CAST}, False),
     "once, copied": (ENGINE, Form("float8_e4m3fn", "head"), "canonical", {Op.COPY}, True),
     "once, cast": (ENGINE, Form("float8_e5m2", "head"), "canonical", {Op.CAST}, True),
 }
@@ -81,6 +85,8 @@ def test_threads_write_what_one_thread_writes(case: str, source_name: str) -> No
     for threads in (2, 3, 4):  # a block of each side holds tokens of two threads
         cuts = [TOKENS * i // threads for i in range(1, threads)]
         assert all((start + cut) % page and (5 + cut) % 16 for cut in cuts), threads
+    if source_form == TOKENWISE:
+        source_name = WITH_SCALES[source_name]
     source, _ = cache(source_name, source_form, 16, 5, True)
     view, wanted = cache(target_name, target_form, page, start, False)
     lossy = case not in ("copy equal", "once, copied")
