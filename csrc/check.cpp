@@ -8,6 +8,10 @@
 #include "tables.h"
 #include "types.h"
 
+// ctypes declares them by hand.
+static_assert(sizeof(kvl_span) == 16 && sizeof(kvl_view) == 56 && sizeof(kvl_axis) == 24 && sizeof(kvl_side) == 48);
+static_assert(sizeof(kvl_plane) == 328 && sizeof(kvl_plan) == 168);
+
 namespace kvl {
 namespace {
 

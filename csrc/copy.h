@@ -2,14 +2,12 @@
 #ifndef KVLINGUA_COPY_H_
 #define KVLINGUA_COPY_H_
 
-#include <cstddef>
 #include <cstdint>
-#include <vector>
+#include <deque>
 
 #include "kernels.h"
 #include "kvlingua.h"
-#include "nest.h"
-#include "runs.h"
+#include "pass.h"
 
 namespace kvl {
 
@@ -24,41 +22,9 @@ class Copy {
     void run();
 
   private:
-    // A piece of a run in one plane's layer and, by_head_, head.
-    struct Place {
-        int64_t source, target;  // bytes from the base
-        size_t nest;
-    };
-
-    // One plane, or two that are woven into each other.
-    struct Part {
-        const kvl_plane* plane;
-        int64_t planes;
-        std::vector<Nest> nests;
-        std::vector<Place> places;
-        std::vector<size_t> groups;  // where in places each group of runs begins; the end at last
-    };
-
-    // One call of a nest.
-    struct Item {
-        const Nest* nest;
-        uint64_t target, source;
-    };
-
-    static constexpr int kMostAhead = 16;
-
-    void fill(Part* part, const std::vector<Run>& runs);
-    void visit(const Part& part, size_t group, int64_t layer, int64_t head);
-    void push(const Item& item);
-    static void execute(const Item& item, int64_t ahead);
-
-    const kvl_plan& plan_;
     const Kernels& kernels_;
     bool stream_;
-    bool by_head_ = false;
-    std::vector<Part> parts_;
-    Item ring_[kMostAhead] = {};  // items that wait: `waiting_` of them before `next_`
-    int ahead_ = 1, next_ = 0, waiting_ = 0;
+    std::deque<Pass> passes_;
 };
 
 }  // namespace kvl

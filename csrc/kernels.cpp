@@ -24,6 +24,13 @@ void rows(char* dst, const char* src, const Axis* loops, int64_t bytes, int64_t 
             }
 }
 
+void placed_rows(char* dst, const char* src, const Place* place, size_t count, int64_t bytes, size_t ahead) {
+    for (size_t i = 0; i < count; ++i) {
+        __builtin_prefetch(src + place[i + ahead].source);
+        std::memcpy(dst + place[i].target, src + place[i].source, static_cast<size_t>(bytes));
+    }
+}
+
 template <int64_t kUnit>
 void transpose(char* dst, int64_t dst_stride, const char* src, int64_t src_stride, int64_t rows, int64_t cols, int64_t,
                bool) {
@@ -38,10 +45,35 @@ void transpose(char* dst, int64_t dst_stride, const char* src, int64_t src_strid
     }
 }
 
+template <int64_t kUnit>
+void zip(char* dst, const char* src, int64_t stride, int64_t units, const Axis& blocks, int64_t, bool) {
+    for (int64_t k = 0; k < blocks.size; ++k, dst += blocks.target, src += blocks.source)
+        for (int64_t i = 0; i < units * kUnit; i += kUnit) {
+            std::memcpy(dst + 2 * i, src + i, kUnit);
+            std::memcpy(dst + 2 * i + kUnit, src + stride + i, kUnit);
+        }
+}
+
+template <int64_t kUnit>
+void unzip(char* dst, const char* src, int64_t stride, int64_t units, const Axis& blocks, int64_t, bool) {
+    for (int64_t k = 0; k < blocks.size; ++k, dst += blocks.target, src += blocks.source)
+        for (int64_t i = 0; i < units * kUnit; i += kUnit) {
+            std::memcpy(dst + i, src + 2 * i, kUnit);
+            std::memcpy(dst + stride + i, src + 2 * i + kUnit, kUnit);
+        }
+}
+
 }  // namespace
 
-const Kernels kPortable = {
-    "portable", rows, rows, {transpose<1>, transpose<2>, transpose<4>, transpose<8>, transpose<16>}, [] {}};
+const Kernels kPortable = {"portable",
+                           rows,
+                           rows,
+                           placed_rows,
+                           placed_rows,
+                           {transpose<1>, transpose<2>, transpose<4>, transpose<8>, transpose<16>},
+                           {zip<1>, zip<2>, zip<4>},
+                           {unzip<1>, unzip<2>, unzip<4>},
+                           [] {}};
 
 const Kernels* find_kernels(int32_t which) {
 #if defined(__x86_64__)

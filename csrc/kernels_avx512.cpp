@@ -3,6 +3,7 @@
 #if defined(__GNUC__) && !defined(__clang__)
 // GCC 12's own header initialises a vector with itself to leave it undefined, and then warns of it.
 #pragma GCC diagnostic ignored "-Wmaybe-uninitialized"
+#pragma GCC diagnostic ignored "-Wuninitialized"
 #endif
 #include <immintrin.h>
 
@@ -13,6 +14,9 @@
 
 KVL_TARGET_BEGIN("avx2,avx512f,avx512bw")
 #include "simd.h"
+#include "simd_pairs.h"
+#include "simd_rows.h"
+#include "simd_transpose.h"
 
 namespace {
 
@@ -25,6 +29,18 @@ struct V64 {
     static T gather(const char* p, int64_t step) {
         const T low = _mm512_inserti32x4(_mm512_castsi128_si512(V16::load(p)), V16::load(p + step), 1);
         return _mm512_inserti32x4(_mm512_inserti32x4(low, V16::load(p + 2 * step), 2), V16::load(p + 3 * step), 3);
+    }
+    static T pairs(const char* p, int64_t step) {
+        return _mm512_inserti64x4(_mm512_castsi256_si512(V32::load(p)), V32::load(p + step), 1);
+    }
+    static T even(T a, T b) { return _mm512_shuffle_i32x4(a, b, 0x88); }
+    static T odd(T a, T b) { return _mm512_shuffle_i32x4(a, b, 0xdd); }
+    static void swap_lanes(T* r) {
+        const T a = even(r[0], r[1]), b = odd(r[0], r[1]), c = even(r[2], r[3]), d = odd(r[2], r[3]);
+        r[0] = even(a, c);
+        r[1] = even(b, d);
+        r[2] = odd(a, c);
+        r[3] = odd(b, d);
     }
     template <int kUnit>
     static T lo(T a, T b) {
@@ -50,9 +66,13 @@ KVL_TARGET_END
 namespace kvl {
 const Kernels kAvx512 = {
     "avx512",
-    rows<V64>,
-    stream_rows<V64>,
+    rows<V64, false>,
+    rows<V64, true>,
+    placed_rows<V64, false>,
+    placed_rows<V64, true>,
     {transpose<V64, 1>, transpose<V64, 2>, transpose<V64, 4>, transpose<V64, 8>, transpose<V64, 16>},
+    {zip<1>, zip<2>, zip<4>},
+    {unzip<1>, unzip<2>, unzip<4>},
     fence};
 }  // namespace kvl
 #endif

@@ -3,25 +3,21 @@
 #include <algorithm>
 #include <cstdlib>
 
+#include "sorting.h"
+
 namespace kvl {
 
 Nest::Nest(const Axis* axes, int count, int64_t itemsize, const Kernels& kernels, bool stream)
     : kernels_(&kernels), stream_(stream), unit_(itemsize) {
-    // Sorted by insertion: the source's slowest axis first, and among equals the target's.
-    const auto slower = [](const Axis& a, const Axis& b) {
+    Axis sorted[kAxes];
+    Axis* end = std::copy_if(axes, axes + count, sorted, [](const Axis& axis) { return axis.size > 1; });
+    // The source's slowest axis first, and among equals the target's.
+    sort_few(sorted, end, [](const Axis& a, const Axis& b) {
         const int64_t one = std::llabs(a.source), other = std::llabs(b.source);
         return one != other ? one > other : std::llabs(a.target) > std::llabs(b.target);
-    };
-    Axis sorted[kAxes];
-    int depth = 0;
-    for (const Axis* axis = axes; axis < axes + count; ++axis) {
-        if (axis->size == 1) continue;
-        int i = depth++;
-        for (; i > 0 && slower(*axis, sorted[i - 1]); --i) sorted[i] = sorted[i - 1];
-        sorted[i] = *axis;
-    }
-    for (int i = 0; i < depth; ++i) {
-        const Axis& next = sorted[i];
+    });
+    for (const Axis* axis = sorted; axis < end; ++axis) {
+        const Axis& next = *axis;
         Axis& last = loops_[depth_ - (depth_ > 0)];
         if (depth_ && last.source == next.size * next.source && last.target == next.size * next.target)
             last = {last.size * next.size, next.source, next.target};
@@ -31,6 +27,7 @@ Nest::Nest(const Axis* axes, int count, int64_t itemsize, const Kernels& kernels
     if (depth_ && loops_[depth_ - 1].source == itemsize && loops_[depth_ - 1].target == itemsize)
         unit_ *= loops_[--depth_].size;
     if (find_transposition()) return;
+    if (depth_ == 0 && unit_ >= 64) placed_rows_ = stream ? kernels.stream_placed_rows : kernels.placed_rows;
     while (depth_ < 3) {
         std::move_backward(loops_, loops_ + depth_, loops_ + depth_ + 1);
         loops_[0] = {1, 0, 0};
@@ -48,7 +45,6 @@ bool Nest::find_transposition() {
     Axis* cols = std::find_if(loops_, end, [&](const Axis& axis) { return axis.source == unit_; });
     Axis* rows = std::find_if(loops_, end, [&](const Axis& axis) { return axis.target == unit_; });
     if (cols == end || rows == end || cols == rows) return false;
-    transpose_ = kernels_->transpose[__builtin_ctzll(static_cast<uint64_t>(unit_))];
     cols_ = *cols;
     rows_ = *rows;
     const auto taken = [&](const Axis& axis) { return &axis == cols || &axis == rows; };
@@ -56,7 +52,25 @@ bool Nest::find_transposition() {
     for (Axis* axis = loops_; axis < end; ++axis)
         if (!taken(*axis)) *kept++ = *axis;
     depth_ = static_cast<int>(kept - loops_);
+    const bool zip = rows_.size == 2 && cols_.target == 2 * unit_, unzip = cols_.size == 2 && rows_.source == 2 * unit_;
+    if (unit_ <= 4 && (zip || unzip))
+        find_pairs(zip);
+    else
+        transpose_ = kernels_->transpose[__builtin_ctzll(static_cast<uint64_t>(unit_))];
     return true;
+}
+
+// Pairs are short: one more loop goes to the kernel, that in which the target's rows go on, or the source's.
+void Nest::find_pairs(bool zip) {
+    zip_ = zip;
+    pairs_ = (zip ? kernels_->zip : kernels_->unzip)[__builtin_ctzll(static_cast<uint64_t>(unit_))];
+    if (!depth_) return;
+    Axis* end = loops_ + depth_;
+    Axis* inner = std::min_element(
+        loops_, end, [&](const Axis& a, const Axis& b) { return zip ? a.source < b.source : a.target < b.target; });
+    blocks_ = *inner;
+    std::move(inner + 1, end, inner);
+    --depth_;
 }
 
 void Nest::run(char* target, const char* source, int64_t ahead) const { loop(0, target, source, ahead); }
@@ -66,6 +80,10 @@ void Nest::loop(int depth, char* target, const char* source, int64_t ahead) cons
         const Axis& axis = loops_[depth];
         for (int64_t i = 0; i < axis.size; ++i)
             loop(depth + 1, target + i * axis.target, source + i * axis.source, ahead);
+    } else if (pairs_ && zip_) {
+        pairs_(target, source, rows_.source, cols_.size, blocks_, ahead, stream_);
+    } else if (pairs_) {
+        pairs_(target, source, cols_.target, rows_.size, blocks_, ahead, stream_);
     } else if (transpose_) {
         transpose_(target, cols_.target, source, rows_.source, rows_.size, cols_.size, ahead, stream_);
     } else {

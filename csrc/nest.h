@@ -19,8 +19,16 @@ class Nest {
     // Copies one block. What lies `ahead` bytes from its source is fetched into the cache meanwhile.
     void run(char* target, const char* source, int64_t ahead) const;
 
+    // Whether units change places, rather than rows being copied.
+    bool transposes() const { return transpose_ || pairs_; }
+
+    // The kernel for many such blocks if each is a single row, else null.
+    PlacedRows placed_rows() const { return placed_rows_; }
+    int64_t row_bytes() const { return unit_; }
+
   private:
     bool find_transposition();
+    void find_pairs(bool zip);
     void loop(int depth, char* target, const char* source, int64_t ahead) const;
 
     const Kernels* kernels_;
@@ -29,7 +37,11 @@ class Nest {
     Axis loops_[kAxes];  // slowest first; behind those that are left, three for the rows
     int64_t unit_;       // bytes that are contiguous on both sides
     Rows rows_kernel_ = nullptr;
+    PlacedRows placed_rows_ = nullptr;
     Transpose transpose_ = nullptr;  // if set, instead of rows
+    Pairs pairs_ = nullptr;          // or this, if either side has only two rows or columns
+    bool zip_ = false;               // which of pairs
+    Axis blocks_{1, 0, 0};           // of pairs
     Axis rows_{1, 0, 0};             // of a transposition: the axis that follows the unit in the target
     Axis cols_{1, 0, 0};             // of a transposition: the axis that follows the unit in the source
 };

@@ -1,43 +1,65 @@
 #include "runs.h"
 
+#include <algorithm>
+
 namespace kvl {
 namespace {
 
-// Whether a block's last token is followed by the next block's first one, in all planes that have one for each token.
-bool blocks_adjoin(const kvl_plan& plan, int64_t page, const kvl_side kvl_plane::* member) {
-    for (int64_t i = 0; i < plan.planes; ++i) {
-        const kvl_side& side = plan.plane[i].*member;
-        if (plan.plane[i].once) continue;
-        if (side.tile_tokens && page % side.tile_tokens) return false;
-        const int64_t bytes = side.tile_tokens ? page / side.tile_tokens * side.tile : page * side.token;
-        if (side.block != bytes) return false;
-    }
-    return true;
+// How many tokens from position p on lie in one piece, at most `most`.
+int64_t piece(const Table& side, int64_t p, int64_t most) {
+    const int64_t page = side.view.page, *table = side.view.table;
+    int64_t n = page - p % page;
+    while (side.adjoins && n < most && table[(p + n) / page] == table[(p + n) / page - 1] + 1) n += page;
+    return std::min(n, most);
 }
 
-// How many tokens from position p on lie in one piece, at most `most`.
-int64_t piece(const kvl_view& view, bool adjoins, int64_t p, int64_t most) {
-    int64_t n = view.page - p % view.page;
-    while (adjoins && n < most && view.table[(p + n) / view.page] == view.table[(p + n) / view.page - 1] + 1)
-        n += view.page;
-    return n < most ? n : most;
+Table find_table(const kvl_plan& plan, const kvl_view& view, const kvl_side kvl_plane::* member, int64_t first,
+                 int64_t last) {
+    Table table{view, true, view.page};
+    for (const kvl_plane* plane = plan.plane; plane < plan.plane + plan.planes; ++plane) {
+        if (plane->once) continue;  // such a plane has nothing for a token
+        const kvl_side& side = plane->*member;
+        const bool tiles = side.tile_tokens;
+        table.adjoins &= side.block == (tiles ? view.page / side.tile_tokens * side.tile : view.page * side.token);
+        table.adjoins &= !tiles || view.page % side.tile_tokens == 0;
+    }
+    if (!table.adjoins) return table;
+    int64_t pieces = 0;
+    for (int64_t t = first; t < last; ++pieces) t += piece(table, view.start + t, last - t);
+    table.typical = (last - first) / std::max<int64_t>(1, pieces);
+    return table;
 }
 
 }  // namespace
 
-std::vector<Run> find_runs(const kvl_plan& plan, int64_t first, int64_t last) {
-    const kvl_view &source = plan.source, &target = plan.target;
-    const bool source_adjoins = blocks_adjoin(plan, source.page, &kvl_plane::source);
-    const bool target_adjoins = blocks_adjoin(plan, target.page, &kvl_plane::target);
+Table source_table(const kvl_plan& plan, int64_t first, int64_t last) {
+    return find_table(plan, plan.source, &kvl_plane::source, first, last);
+}
+
+Table target_table(const kvl_plan& plan, int64_t first, int64_t last) {
+    return find_table(plan, plan.target, &kvl_plane::target, first, last);
+}
+
+std::vector<Run> find_runs(const Table& source, const Table& target, int64_t first, int64_t last) {
+    const kvl_view &from = source.view, &to = target.view;
     std::vector<Run> runs;
     for (int64_t t = first; t < last;) {
-        const int64_t s = source.start + t, d = target.start + t;
-        const int64_t n = piece(target, target_adjoins, d, piece(source, source_adjoins, s, last - t));
-        runs.push_back(
-            {source.table[s / source.page], s % source.page, target.table[d / target.page], d % target.page, n});
+        const int64_t s = from.start + t, d = to.start + t;
+        const int64_t n = piece(target, d, piece(source, s, last - t));
+        runs.push_back({from.table[s / from.page], s % from.page, to.table[d / to.page], d % to.page, n});
         t += n;
     }
     return runs;
+}
+
+std::vector<Run> find_runs(const kvl_plan& plan, int64_t first, int64_t last) {
+    return find_runs(source_table(plan, first, last), target_table(plan, first, last), first, last);
+}
+
+void sort_by_source(std::vector<Run>* runs) {
+    const auto before = [](const Run& a, const Run& b) { return a.source_block < b.source_block; };
+    // Runs of one block keep their order: they may have come from different places of a table that names it twice.
+    if (!std::is_sorted(runs->begin(), runs->end(), before)) std::stable_sort(runs->begin(), runs->end(), before);
 }
 
 }  // namespace kvl
