@@ -15,7 +15,7 @@ float largest_number(int32_t fp8) { return fp8 == KVL_E4M3FN ? 448.0f : fp8 == K
 // its reciprocal might be infinite: those numbers stay as they are.
 float made_scale(float largest, float type_largest) {
     const float scale = largest / type_largest;
-    return (scale >= 0x1p-126f) & (scale <= FLT_MAX) ? scale : 1.0f;
+    return scale >= 0x1p-126f && scale <= FLT_MAX ? scale : 1.0f;
 }
 
 }  // namespace
