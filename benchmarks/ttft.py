@@ -121,11 +121,12 @@ def measure(engine: str, model: Path, tokens: int, dtype: str, rounds: int, work
             first_token(driver, prefix + first)
         expected = [first_token(driver, prefix + second)[1] for prefix in stored]
         driver.wait_objects(rounds * (tokens // CHUNK_TOKENS))
-    into_page_cache(store)
+    os.sync()
     with launch("consumer", "consumer") as driver:
         first_token(driver, warm_ups[1])
         for prefix, other, token in zip(stored, unseen, expected, strict=True):
             cold, _ = first_token(driver, other + second)
+            into_page_cache(store)
             warm, found = first_token(driver, prefix + second, reused=wanted)
             if found != token and dtype == "float32":
                 raise RuntimeError(f"{engine}: token {found} from the store, {token} computed")
@@ -137,8 +138,7 @@ def measure(engine: str, model: Path, tokens: int, dtype: str, rounds: int, work
 
 
 def into_page_cache(store: Path) -> None:
-    """Nothing waits to be written to the disk any more, and everything can be read from memory."""
-    os.sync()
+    """Not all machines keep there for long what nobody reads, however much memory is free."""
     for path in store.rglob("*.safetensors"):
         path.read_bytes()
 
