@@ -24,7 +24,7 @@ def root(tmp_path: Path) -> Path:
 
 @pytest.fixture
 def cache(root: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[KVCache]:
-    """With 6 chunks of TOKENS. Python's own calls fail here; test_bulk.py has a file system that fails."""
+    """With 6 chunks of TOKENS. Python's own calls fail here; test_bulk_loads.py has a file system that fails."""
     monkeypatch.setattr(bulk, "available", lambda: False)
     with KVCache.open(f"file://{root}") as cache:
         handle = cache.store(namespace(), TOKENS, Cache(namespace(), 96, seed=1).view(), 0, 96)
