@@ -18,7 +18,6 @@ from kvlingua.layouts.geometry import Extent
 from kvlingua.layouts.plan import Plan
 
 _BEST = native.KERNELS["best"]
-_SCALES = 10  # KVL_SCALES
 _MOST_THREADS = 1024
 
 
@@ -87,7 +86,7 @@ def load(batches: Sequence[Batch], folder: int, memory: memoryview, threads: int
         raise LayoutError(f"the native library refuses the load: {library.kvl_message(code).decode()}")
     for batch, row in zip(batches, rows, strict=True):
         for stored in row:
-            if stored.status == abi.UNCONVERTED and stored.error == _SCALES:
+            if stored.status == abi.UNCONVERTED and stored.error == native.SCALES:
                 raise scales_error(batch.plan)
             if stored.status == abi.UNCONVERTED:
                 raise LayoutError(f"the native library refuses the copy: {library.kvl_message(stored.error).decode()}")

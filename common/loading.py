@@ -151,9 +151,8 @@ class _Load:
         batches = [self._batch(piece) for piece in self.pieces]
         try:
             self._in_worker(lambda: self._pass_through(files, batches, gate))
-        except BaseException:
-            gate.close()  # the worker may be stuck, and go on when we and the engine are far away
-            raise
+        finally:
+            gate.close()  # a worker that is stuck may go on when we and the engine are far away
 
     def by_way_of_memory(self) -> None:
         """All objects into memory by the worker thread, then into the target."""

@@ -4,6 +4,7 @@ import logging
 import mmap
 import threading
 from collections.abc import Iterator, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass, field
 
 from kvlingua.common import bulk, log
@@ -59,11 +60,10 @@ def store(
     if memory is None:
         return handle.finish()
     job = _Write(running, container, digests, taken, last, memory, handle)
-    try:
+    with ExitStack() as undo:
+        undo.callback(job.discard)
         _gather(running, job, source, start)
-    except BaseException:
-        job.discard()
-        raise
+        undo.pop_all()
     handle.stored = len(taken)
     handle.copied.set()
     if not running.queue.submit("store", job, job.given_up):

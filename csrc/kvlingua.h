@@ -37,7 +37,7 @@ enum {
 KVL_API const char* kvl_message(int32_t code);
 
 // Kernels to use: the best this CPU has (the normal case), or certain ones (for tests and measurements).
-enum { KVL_BEST = 0, KVL_PORTABLE = 1, KVL_AVX2 = 2, KVL_AVX512 = 3, KVL_NEON = 4 };
+enum { KVL_BEST = 0, KVL_PORTABLE = 1, KVL_AVX2 = 2, KVL_AVX512 = 3 };
 // Name of what KVL_BEST means on this CPU.
 KVL_API const char* kvl_kernels(void);
 

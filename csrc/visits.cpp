@@ -16,11 +16,13 @@ bool Visits::groups_innermost() const {
 }
 
 bool Visits::next() {
+    if (ended_) return false;
     if (!begun_) return begun_ = true;
     for (int i = kAxes - 1; i >= 0; --i) {
         if (++at_[order_[i]] < size_[order_[i]]) return true;
         at_[order_[i]] = 0;
     }
+    ended_ = true;
     return false;
 }
 

@@ -19,7 +19,7 @@ class Visits {
     // Whether groups are next to each other in the order.
     bool groups_innermost() const;
 
-    // Goes on to the next visit, or from before the first one to it; false behind the last.
+    // Goes on to the next visit, or from before the first one to it; false behind the last, however often asked.
     bool next();
     // Where the current visit is along an axis.
     int64_t operator[](Axis axis) const { return at_[axis]; }
@@ -27,7 +27,7 @@ class Visits {
   private:
     int64_t size_[kAxes], at_[kAxes] = {};
     int order_[kAxes] = {kLayer, kPart, kGroup, kHead};  // outermost first
-    bool begun_ = false;
+    bool begun_ = false, ended_ = false;
 };
 
 }  // namespace kvl

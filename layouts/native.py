@@ -16,11 +16,11 @@ from kvlingua.layouts.plan import Plan
 from kvlingua.layouts.view import View
 
 ABI_VERSION = 2
-_SCALES = 10  # KVL_SCALES
-KERNELS = {"best": 0, "portable": 1, "avx2": 2, "avx512": 3, "neon": 4}
+SCALES = 10  # KVL_SCALES
+KERNELS = {"best": 0, "portable": 1, "avx2": 2, "avx512": 3}
 """Kernels by name; all but `best` are for tests and measurements, and refused by a CPU that lacks them."""
 
-Kernels = Literal["best", "portable", "avx2", "avx512", "neon"]
+Kernels = Literal["best", "portable", "avx2", "avx512"]
 
 
 class Tokens(Structure):
@@ -149,7 +149,7 @@ def run(plan: Plan, threads: int = 1, *, kernels: Kernels = "best", stream_bytes
     code = library.kvl_convert(call(plan, threads, kernels=kernels, stream_bytes=stream_bytes))
     if code:
         check(plan)  # says which block or address it is, where it can
-        if code == _SCALES:
+        if code == SCALES:
             raise scales_error(plan)
         raise LayoutError(f"the native library refuses the copy: {library.kvl_message(code).decode()}")
 

@@ -4,6 +4,8 @@ import random
 from array import array
 from collections.abc import Collection
 
+from kvlingua.common.cache import KVCache
+from kvlingua.common.config import Config
 from kvlingua.common.identity.namespace import Namespace
 from kvlingua.layouts.formats import format
 from kvlingua.layouts.geometry import Extent
@@ -11,6 +13,7 @@ from kvlingua.layouts.memory import Buffer
 from kvlingua.layouts.view import Pool, View
 
 CHUNK = 16
+TOKENS = list(range(96))
 
 
 def namespace(**changes: object) -> Namespace:
@@ -153,3 +156,11 @@ class Cache:
             or (chunk in chunks and self.same_tokens(other, chunk * CHUNK, (chunk + 1) * CHUNK))
             for chunk in range(self.tokens // CHUNK)
         )
+
+
+def fill(url: str) -> None:
+    """Store TOKENS with noise of seed 1, however slow the machine is."""
+    with KVCache.open(Config(url=url, lookup_timeout_s=30)) as cache:
+        handle = cache.store(namespace(), TOKENS, Cache(namespace(), 96, seed=1).view(), 0, 96)
+        assert handle.committed.wait(30)
+        assert (handle.stored, handle.error) == (6, None)

@@ -24,22 +24,12 @@ from kvlingua.layouts.geometry import Extent
 from kvlingua.layouts.memory import Buffer
 from kvlingua.layouts.plan import make_plan
 from tests import spoil
-from tests.common.kv import Cache, namespace
+from tests.common.kv import TOKENS, Cache, fill, namespace
 from tests.common.samples import stored
 from tests.common.test_bulk import Reader, opened, put, scratch
 from tests.hanging import hanging_folder
 
 pytestmark = pytest.mark.skipif(not bulk.available(), reason=native.describe())
-
-TOKENS = list(range(96))
-
-
-def fill(url: str) -> None:
-    """Store TOKENS with noise of seed 1."""
-    with KVCache.open(Config(url=url, lookup_timeout_s=30)) as cache:
-        handle = cache.store(namespace(), TOKENS, Cache(namespace(), 96, seed=1).view(), 0, 96)
-        assert handle.committed.wait(30)
-        assert (handle.stored, handle.error) == (6, None)
 
 
 @given(data=st.data())

@@ -11,18 +11,8 @@ import pytest
 from kvlingua.common.cache import KVCache
 from kvlingua.common.config import Config
 from kvlingua.common.errors import StoreTimeout
-from tests.common.kv import Cache, namespace
+from tests.common.kv import TOKENS, Cache, fill, namespace
 from tests.hanging import hanging_folder
-
-TOKENS = list(range(96))
-
-
-def fill(url: str) -> None:
-    """Store TOKENS while nothing hangs, however slow the machine is."""
-    with KVCache.open(Config(url=url, lookup_timeout_s=30)) as cache:
-        handle = cache.store(namespace(), TOKENS, Cache(namespace(), 96, seed=1).view(), 0, 96)
-        assert handle.committed.wait(30)
-        assert (handle.stored, handle.error) == (6, None)
 
 
 def test_lookups_and_loads_end_at_their_deadlines(tmp_path: Path) -> None:

@@ -22,7 +22,7 @@ ROOT = Path(__file__).parents[2]
 def kernels() -> list[int]:
     """Those that this CPU has, `best` apart."""
     best = native.describe().rsplit(" ", 1)[-1]
-    return {"portable": [1], "avx2": [1, 2], "avx512": [1, 2, 3], "neon": [1, 4]}[best]
+    return {"portable": [1], "avx2": [1, 2], "avx512": [1, 2, 3]}[best]
 
 
 @settings(max_examples=150)

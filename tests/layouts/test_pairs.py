@@ -29,7 +29,7 @@ KINDS = {
 }
 """The rows that keep a set of planes."""
 
-KERNELS: tuple[native.Kernels, ...] = ("portable", "avx2", "avx512", "neon")
+KERNELS: tuple[native.Kernels, ...] = ("portable", "avx2", "avx512")
 FEW = settings(max_examples=6, deadline=None, suppress_health_check=list(HealthCheck))
 MORE = settings(max_examples=12, deadline=None, suppress_health_check=list(HealthCheck))
 
@@ -147,9 +147,7 @@ class Engine:
 def kernels_here() -> tuple[native.Kernels, ...]:
     """Those that this CPU has."""
     best = native.describe().rsplit(" ", 1)[-1]
-    if best == "neon":
-        return ("portable", "neon")
-    return tuple(kernels for kernels in KERNELS[:3] if native.KERNELS[kernels] <= native.KERNELS[best])
+    return tuple(kernels for kernels in KERNELS if native.KERNELS[kernels] <= native.KERNELS[best])
 
 
 def check(source_name: str, target_names: list[str], copy: Copy) -> None:

@@ -30,7 +30,7 @@ Case::Case(const uint8_t* data, size_t size) : in_(data, size) {
     else
         arenas::fill(in_.take(2));
     plan_.threads = static_cast<int32_t>(in_.range(1, 4));
-    plan_.kernels = static_cast<int32_t>(in_.range(KVL_BEST, KVL_NEON));
+    plan_.kernels = static_cast<int32_t>(in_.range(KVL_BEST, KVL_AVX512));
     const int64_t streams[] = {0, 1, 1 << 12, INT64_MAX};
     plan_.stream_bytes = in_.pick(streams);
     const int64_t most_tokens[] = {3, 17, 40, 100};

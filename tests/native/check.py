@@ -1,8 +1,8 @@
-"""Proof of the native library, as `make check-native`, `make fuzz` and `make check-arm` run it.
+"""Proof of the native library, as `make check-native`, `make fuzz` and `make check-cpus` run it.
 
 python -m tests.native.check native [--runs N]      strict builds, sanitized build, its tests, fuzzing
 python -m tests.native.check fuzz --seconds N       fuzzing alone
-python -m tests.native.check arm                    the library for aarch64, under emulation
+python -m tests.native.check cpus                   on aarch64, and on an x86-64 without AVX, emulated
 """
 
 from __future__ import annotations
