@@ -73,11 +73,18 @@ class DeadlineWorker:
         assert job.outcome is not None
         return job.outcome()
 
-    def close(self) -> None:
-        """No further calls; the thread ends after the one it is in."""
+    def close(self, timeout: float) -> None:
+        """No further calls; the thread ends after the one it is in. Waits for that, unless it is stuck.
+
+        A thread that is at work while Python shuts down is ended wherever it is; if that is within an engine's C++, the
+        process aborts.
+        """
         with self._wake:
             self._closed = True
             self._wake.notify()
+            thread = None if self._name in self._stuck else self._thread
+        if thread is not None:
+            thread.join(timeout)
 
     def _run(self) -> None:
         while True:
@@ -92,3 +99,4 @@ class DeadlineWorker:
             with self._wake:
                 job.done.set()
                 self._stuck.pop(self._name, None)
+            del job  # what it held, an engine's memory among it, isn't kept until the next one comes

@@ -17,6 +17,7 @@ from kvlingua.layouts.geometry import Extent
 
 EXIT_FLUSH_S = 3.0  # how long a process that ends waits for what it still has to write
 _CONTAINERS = 64
+_END_S = 1.0  # how long a thread may take to end
 
 
 class Running:
@@ -68,8 +69,8 @@ class Running:
             return True
         atexit.unregister(self.close)
         done = self.queue.close(timeout)
-        self.lookups.close()
-        self.loads.close()
+        self.lookups.close(_END_S)
+        self.loads.close(_END_S)
         if done and not self.loads.hanging:  # otherwise a stuck call still uses the store
             self.store.close()
         if self._metrics is not None:

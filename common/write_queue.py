@@ -61,8 +61,11 @@ class WriteQueue:
             left = list(self._jobs)
             self._jobs.clear()
             self._changed.notify_all()
+            thread = self._thread
         for what, _, given_up in left:
             self._guard.run(what, None, given_up)
+        if done and thread is not None:  # it only has to end (DeadlineWorker.close says why that is waited for)
+            thread.join(timeout)
         return done
 
     def _run(self) -> None:
@@ -77,3 +80,4 @@ class WriteQueue:
                 what, job, _ = self._jobs.popleft()
                 self._busy = True
             self._guard.run(what, None, job)
+            del job, _  # what they held isn't kept until the next one comes

@@ -249,3 +249,13 @@ def test_threads_share_a_cache(url: str) -> None:
                     target = Cache(namespace(), 100)
                     cache.load(hit, target.view(0, hit.tokens), 0, hit.tokens)
                     assert target.same_tokens(Cache(namespace(), 100, seed=number), 0, hit.tokens)
+
+
+def test_a_closed_cache_leaves_no_thread_behind(url: str) -> None:
+    """A thread that still runs while Python shuts down may be ended within C++, which aborts the process."""
+    before = set(threading.enumerate())
+    with filled(url) as cache:
+        target = Cache(namespace(), 100)
+        cache.load(cache.lookup(namespace(), TOKENS), target.view(0, 96), 0, 96)
+        assert {thread.name for thread in set(threading.enumerate()) - before} >= {"kvlingua-load", "kvlingua-write"}
+    assert not set(threading.enumerate()) - before

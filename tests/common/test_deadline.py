@@ -2,6 +2,7 @@
 
 import threading
 import time
+import weakref
 from pathlib import Path
 
 import pytest
@@ -25,7 +26,7 @@ def test_a_call_gives_its_value_or_raises_its_error() -> None:
     with pytest.raises(ZeroDivisionError):
         worker.call("sum", lambda: 1 / 0, 10)
     assert worker.call("name", lambda: threading.current_thread().name, 10) == "test"
-    worker.close()
+    worker.close(10)
     with pytest.raises(StoreError, match="closed"):
         worker.call("sum", lambda: 1, 10)
 
@@ -47,7 +48,7 @@ def test_a_stuck_call_fails_all_until_it_returns() -> None:
         assert time.monotonic() < deadline
         time.sleep(0.005)
     assert worker.call("sum", lambda: 3, 10) == 3
-    worker.close()
+    worker.close(10)
 
 
 def test_a_call_behind_a_long_one_times_out_alone() -> None:
@@ -68,7 +69,7 @@ def test_a_call_behind_a_long_one_times_out_alone() -> None:
     caller.join(10)
     assert worker.call("sum", lambda: 1, 10) == 1
     assert ran == [], "a call that its caller gave up was made"
-    worker.close()
+    worker.close(10)
 
 
 def test_while_one_worker_is_stuck_its_fellow_asks_nothing() -> None:
@@ -87,7 +88,7 @@ def test_while_one_worker_is_stuck_its_fellow_asks_nothing() -> None:
         time.sleep(0.005)
     assert lookups.call("lookup", lambda: 1, 10) == 1
     for worker in (loads, lookups):
-        worker.close()
+        worker.close(10)
 
 
 def test_jobs_are_done_in_order_and_errors_stop_none() -> None:
@@ -132,8 +133,48 @@ def test_threads_that_could_not_start_are_started_later(monkeypatch: pytest.Monk
     assert queue.flush(10)
     file.close(10)
     assert file._thread is not None
-    worker.close()
+    worker.close(10)
     queue.close(1)
+
+
+class Held:
+    """What an engine's memory is to a load."""
+
+
+def test_nothing_of_a_call_is_kept_behind_it() -> None:
+    worker, queue, held = DeadlineWorker("test", {}), WriteQueue("test"), Held()
+    gone = weakref.ref(held)
+    assert worker.call("name", lambda held=held: type(held).__name__, 10) == "Held"  # type: ignore[misc]
+    assert queue.submit("store", lambda held=held: None, lambda held=held: None)  # type: ignore[misc]
+    assert queue.flush(10)
+    del held
+    deadline = time.monotonic() + 10
+    while gone() is not None:
+        assert time.monotonic() < deadline, "a thread that waits still holds it"
+        time.sleep(0.005)
+    worker.close(10)
+    queue.close(10)
+
+
+def test_threads_have_ended_when_close_returns() -> None:
+    before = set(threading.enumerate())
+    for _ in range(50):
+        worker, queue = DeadlineWorker("test", {}), WriteQueue("test")
+        worker.call("sum", lambda: 1, 10)
+        queue.submit("store", lambda: None)
+        worker.close(10)
+        assert queue.close(10)
+        assert not set(threading.enumerate()) - before
+
+
+def test_close_waits_for_no_stuck_thread() -> None:
+    worker, release = DeadlineWorker("test", {}), threading.Event()
+    with pytest.raises(StoreTimeout):
+        worker.call("read", lambda: release.wait(30), 0.05)
+    began = time.monotonic()
+    worker.close(20)
+    assert time.monotonic() - began < 5
+    release.set()
 
 
 def test_flush_and_close_wait_no_longer_than_told() -> None:
