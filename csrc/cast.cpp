@@ -130,8 +130,10 @@ __attribute__((noinline)) void Cast::run_parts(size_t first, size_t count) {
                 const kvl_plane& plane = *part.plane;
                 const uint64_t source = plane.source.base[layer] + static_cast<uint64_t>(block.source);
                 const uint64_t target = plane.target.base[layer] + static_cast<uint64_t>(block.target);
-                const uint64_t fetched = plane.source.base[i + ahead < blocks ? layer : later] +
-                                         static_cast<uint64_t>(part.blocks[next].source);
+                const int64_t next_layer = i + ahead < blocks ? layer : later;
+                const Block& after = part.blocks[next];
+                const uint64_t fetched = plane.source.base[next_layer] + static_cast<uint64_t>(after.source);
+                part.factors.fetch(part.forms[after.form], next_layer, after.token, after.head);
                 CastRows rows = form.gather(reinterpret_cast<const char*>(source), source_scratch,
                                             static_cast<int64_t>(fetched - source));
                 part.factors.fill(&rows, form, part.by_head, layer, block.token, block.head);

@@ -92,20 +92,22 @@ struct Eight {
             }
         }
     }
-    template <class F>
+    template <class F, bool kBounded>
     static void store_small(char* p, const U* units, const U* x, bool stream) {
         U words[2], signs[2];
         for (int i = 0; i < 2; ++i) {
             const U most = _mm256_packs_epi32(units[2 * i], units[2 * i + 1]);  // of NaN: 32767
+            const U capped = kBounded ? most : _mm256_min_epi16(most, word(F::kFirst + F::kLargest));
+            words[i] = _mm256_sub_epi16(capped, word(F::kFirst));
             const U nan = _mm256_subs_epu16(most, word(32767 - (F::kNanCode - F::kLargest)));
-            words[i] = _mm256_sub_epi16(_mm256_min_epi16(most, word(F::kFirst + F::kLargest)), word(F::kFirst));
-            words[i] = _mm256_add_epi16(words[i], nan);
+            if (!kBounded) words[i] = _mm256_add_epi16(words[i], nan);
             signs[i] = _mm256_packs_epi32(x[2 * i], x[2 * i + 1]);
         }
         const U codes = _mm256_packus_epi16(words[0], words[1]);
-        const U no_sign = _mm256_cmpeq_epi8(codes, _mm256_set1_epi8(F::kUnsigned));
-        const U sign = _mm256_and_si256(_mm256_packs_epi16(signs[0], signs[1]), _mm256_set1_epi8(-128));
-        put(stream, p, _mm256_permute4x64_epi64(_mm256_or_si256(codes, _mm256_andnot_si256(no_sign, sign)), 0xd8));
+        U sign = _mm256_and_si256(_mm256_packs_epi16(signs[0], signs[1]), _mm256_set1_epi8(-128));
+        if (!kBounded || F::kUnsigned != F::kNanCode)
+            sign = _mm256_andnot_si256(_mm256_cmpeq_epi8(codes, _mm256_set1_epi8(F::kUnsigned)), sign);
+        put(stream, p, _mm256_permute4x64_epi64(_mm256_or_si256(codes, sign), 0xd8));
     }
 
   private:

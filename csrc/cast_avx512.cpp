@@ -3,6 +3,7 @@
 #if defined(__GNUC__) && !defined(__clang__)
 // GCC 12's own header initialises a vector with itself to leave it undefined, and then warns of it.
 #pragma GCC diagnostic ignored "-Wmaybe-uninitialized"
+#pragma GCC diagnostic ignored "-Wuninitialized"
 #endif
 #include <immintrin.h>
 
@@ -101,19 +102,21 @@ struct Sixteen {
             }
         }
     }
-    template <class F>
+    template <class F, bool kBounded>
     static void store_small(char* p, const U* units, const U* x, bool stream) {
         U words[2], signs[2];
         for (int i = 0; i < 2; ++i) {
             const U most = _mm512_packs_epi32(units[2 * i], units[2 * i + 1]);  // of NaN: 32767
+            const U capped = kBounded ? most : _mm512_min_epi16(most, word(F::kFirst + F::kLargest));
+            words[i] = _mm512_sub_epi16(capped, word(F::kFirst));
             const U nan = _mm512_subs_epu16(most, word(32767 - (F::kNanCode - F::kLargest)));
-            words[i] = _mm512_sub_epi16(_mm512_min_epi16(most, word(F::kFirst + F::kLargest)), word(F::kFirst));
-            words[i] = _mm512_add_epi16(words[i], nan);
+            if (!kBounded) words[i] = _mm512_add_epi16(words[i], nan);
             signs[i] = _mm512_packs_epi32(x[2 * i], x[2 * i + 1]);
         }
         const U codes = _mm512_packus_epi16(words[0], words[1]);
-        const __mmask64 has_sign = _mm512_cmpneq_epi8_mask(codes, _mm512_set1_epi8(F::kUnsigned));
-        const U sign = _mm512_maskz_mov_epi8(has_sign, _mm512_packs_epi16(signs[0], signs[1]));
+        U sign = _mm512_packs_epi16(signs[0], signs[1]);
+        if (!kBounded || F::kUnsigned != F::kNanCode)
+            sign = _mm512_maskz_mov_epi8(_mm512_cmpneq_epi8_mask(codes, _mm512_set1_epi8(F::kUnsigned)), sign);
         const U signed_codes = _mm512_or_si512(codes, _mm512_and_si512(sign, _mm512_set1_epi8(-128)));
         put(stream, p, _mm512_permutexvar_epi64(_mm512_setr_epi64(0, 2, 4, 6, 1, 3, 5, 7), signed_codes));
     }

@@ -24,6 +24,8 @@ class Scales {
         return reinterpret_cast<float*>(side_->base[layer] + static_cast<uint64_t>(head * side_->head) +
                                         static_cast<uint64_t>(offset_[static_cast<size_t>(token)]));
     }
+    // Fetches those of tokens in one block, and of heads, into the cache.
+    void fetch(int64_t layer, int64_t token, int64_t tokens, int64_t head, int64_t heads, bool to_write) const;
 
   private:
     const kvl_side* side_;
@@ -39,7 +41,9 @@ class CastFactors {
     bool single() const { return single_; }
     // Makes room for so many rows.
     void reserve(int64_t rows);
-    // For the block of `form` that begins at a token (0: the first) and head. Rows are counted as the form says.
+    // Fetches the scales of the block of `form` that begins at a token (0: the first) and head into the cache.
+    void fetch(const CastForm& form, int64_t layer, int64_t token, int64_t head) const;
+    // Does it for such a block. Rows are counted as the form says.
     void fill(CastRows* rows, const CastForm& form, bool by_head, int64_t layer, int64_t token, int64_t head);
 
   private:

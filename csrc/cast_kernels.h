@@ -19,6 +19,7 @@ struct CastRows {
     // first if `one`. A factor_step of 0 instead of 1: the same for all rows.
     const float* factor[3];
     bool one;
+    bool bounded;  // no product is NaN or rounded to more than the largest number of the target's type
     int64_t factor_step;
     int64_t ahead;  // what lies so far from each row's source is fetched into the cache
     bool stream;    // whole lines of the target are written past the cache

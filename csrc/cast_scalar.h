@@ -42,7 +42,7 @@ struct Scalar {
         for (int i = 0; i < kGroup; ++i) out[i] = static_cast<T>(codes[i]);
         std::memcpy(p, out, sizeof(out));
     }
-    template <class F>
+    template <class F, bool kBounded>
     static void store_small(char* p, const U* units, const U* x, bool) {
         uint8_t out[kGroup];
         for (int i = 0; i < kGroup; ++i) {
