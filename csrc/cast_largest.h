@@ -23,6 +23,7 @@ inline typename V::U most_of_row(const char* from, int64_t bytes) {
     auto most = V::all(0);
     int64_t i = 0;
     typename V::U x;
+#pragma GCC unroll 4
     for (; i + kBytes <= bytes; i += kBytes) {
         std::memcpy(&x, from + i, sizeof(x));
         most = V::template most<From>(most, V::bit_and(x, magnitudes));
