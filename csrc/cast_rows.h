@@ -36,6 +36,10 @@ inline const char* beside(const char* p, int64_t distance) {
     return reinterpret_cast<const char*>(reinterpret_cast<intptr_t>(p) + distance);
 }
 
+// Fetches a line into the cache; into the first level alone if so much is cast that nothing of it would be left in the
+// others when it is read again.
+inline void fetch(const char* p, bool once) { once ? __builtin_prefetch(p, 0, 0) : __builtin_prefetch(p); }
+
 // Whether all rows of the target fill lines of 64 bytes.
 inline bool whole_lines(const CastRows& rows, int64_t itemsize) {
     int64_t odd = reinterpret_cast<intptr_t>(rows.target) | (rows.size * itemsize);
@@ -98,7 +102,7 @@ void cast_all(const CastRows& rows) {
     if (whole)
         each_row<V>(rows, [&](const char* from, char* to, const U* factor) {
             for (int64_t i = 0; i < whole; ++i, from += kFromBytes, to += kToBytes) {
-                for (int64_t j = 0; j < kFromBytes; j += 64) __builtin_prefetch(beside(from, j + ahead));
+                for (int64_t j = 0; j < kFromBytes; j += 64) fetch(beside(from, j + ahead), stream);
                 cast_group<V, Source, Target, kBounded>(to, from, factor, one, stream);
             }
         });

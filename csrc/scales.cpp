@@ -109,18 +109,13 @@ void convert_block(const kvl_plan& plan, const kvl_plane& plane, const CastKerne
             }
             const float factor[] = {scale_or_one(plane.source_scale, layer, scale[0], head), plane.factor,
                                     1.0f / scale_or_one(plane.target_scale, layer, scale[1], head)};
+            CastRows number = {};
+            number.size = number.count[0] = number.count[1] = 1;
+            for (int i = 0; i < 3; ++i) number.factor[i] = factor + i;
             each_dim(plane, [&](int64_t s, int64_t t) {
-                kernels.cast[plane.source_type - 1][plane.target_type - 1]({to + t,
-                                                                            from + s,
-                                                                            1,
-                                                                            {1, 1},
-                                                                            {0, 0},
-                                                                            {0, 0},
-                                                                            {factor, factor + 1, factor + 2},
-                                                                            false,
-                                                                            0,
-                                                                            0,
-                                                                            false});
+                number.source = from + s;
+                number.target = to + t;
+                kernels.cast[plane.source_type - 1][plane.target_type - 1](number);
                 return true;
             });
         }
