@@ -8,7 +8,8 @@
 #include "target.h"
 
 KVL_TARGET_BEGIN("avx2")
-#include "simd.h"
+#include "simd_x86.h"
+
 #include "simd_pairs.h"
 #include "simd_rows.h"
 #include "simd_transpose.h"

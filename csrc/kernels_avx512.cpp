@@ -13,7 +13,8 @@
 #include "target.h"
 
 KVL_TARGET_BEGIN("avx2,avx512f,avx512bw")
-#include "simd.h"
+#include "simd_x86.h"
+
 #include "simd_pairs.h"
 #include "simd_rows.h"
 #include "simd_transpose.h"
@@ -22,7 +23,9 @@ namespace {
 
 struct V64 {
     using T = __m512i;
+    using Half = V32;
     static constexpr int64_t kBytes = 64;
+    static constexpr bool kStreams = true;
     static T load(const char* p) { return _mm512_loadu_si512(p); }
     static void store(char* p, T v) { _mm512_storeu_si512(p, v); }
     static void stream(char* p, T v) { _mm512_stream_si512(reinterpret_cast<T*>(p), v); }

@@ -10,16 +10,6 @@ namespace {
 
 using kvl::Axis;
 
-// The units with even numbers in the lower half, the others in the upper one.
-template <int kUnit>
-inline __m128i part(__m128i v) {
-    if constexpr (kUnit == 1)
-        return _mm_shuffle_epi8(v, _mm_setr_epi8(0, 2, 4, 6, 8, 10, 12, 14, 1, 3, 5, 7, 9, 11, 13, 15));
-    if constexpr (kUnit == 2)
-        return _mm_shuffle_epi8(v, _mm_setr_epi8(0, 1, 4, 5, 8, 9, 12, 13, 2, 3, 6, 7, 10, 11, 14, 15));
-    if constexpr (kUnit == 4) return _mm_shuffle_epi32(v, 0xd8);
-}
-
 template <int kUnit, bool kStream>
 inline void zip_blocks(char* dst, const char* src, int64_t stride, int64_t units, const Axis& blocks, int64_t ahead) {
     const int64_t bytes = units * kUnit;
@@ -28,10 +18,10 @@ inline void zip_blocks(char* dst, const char* src, int64_t stride, int64_t units
         int64_t i = 0;
         for (; i + 16 <= bytes; i += 16) {
             if (i % 64 == 0) {
-                _mm_prefetch(beside(src + i, ahead), _MM_HINT_T0);
-                _mm_prefetch(beside(other + i, ahead), _MM_HINT_T0);
+                fetch_line(beside(src + i, ahead));
+                fetch_line(beside(other + i, ahead));
             }
-            const __m128i a = V16::load(src + i), b = V16::load(other + i);
+            const V16::T a = V16::load(src + i), b = V16::load(other + i);
             put<V16, kStream>(dst + 2 * i, V16::lo<kUnit>(a, b));
             put<V16, kStream>(dst + 2 * i + 16, V16::hi<kUnit>(a, b));
         }
@@ -49,10 +39,11 @@ inline void unzip_blocks(char* dst, const char* src, int64_t stride, int64_t uni
         char* other = dst + stride;
         int64_t i = 0;
         for (; i + 16 <= bytes; i += 16) {
-            if (i % 32 == 0) _mm_prefetch(beside(src + 2 * i, ahead), _MM_HINT_T0);
-            const __m128i a = part<kUnit>(V16::load(src + 2 * i)), b = part<kUnit>(V16::load(src + 2 * i + 16));
-            put<V16, kStream>(dst + i, _mm_unpacklo_epi64(a, b));
-            put<V16, kStream>(other + i, _mm_unpackhi_epi64(a, b));
+            if (i % 32 == 0) fetch_line(beside(src + 2 * i, ahead));
+            V16::T a = V16::load(src + 2 * i), b = V16::load(src + 2 * i + 16);
+            V16::part<kUnit>(&a, &b);
+            put<V16, kStream>(dst + i, a);
+            put<V16, kStream>(other + i, b);
         }
         for (; i < bytes; i += kUnit) {
             __builtin_memcpy(dst + i, src + 2 * i, kUnit);
@@ -70,16 +61,16 @@ inline bool whole_lines(const char* dst, int64_t bytes, const Axis& blocks) {
 
 template <int kUnit>
 void zip(char* dst, const char* src, int64_t stride, int64_t units, const Axis& blocks, int64_t ahead, bool stream) {
-    if (stream && whole_lines(dst, 2 * units * kUnit, blocks))
-        zip_blocks<kUnit, true>(dst, src, stride, units, blocks, ahead);
+    if (V16::kStreams && stream && whole_lines(dst, 2 * units * kUnit, blocks))
+        zip_blocks<kUnit, V16::kStreams>(dst, src, stride, units, blocks, ahead);
     else
         zip_blocks<kUnit, false>(dst, src, stride, units, blocks, ahead);
 }
 
 template <int kUnit>
 void unzip(char* dst, const char* src, int64_t stride, int64_t units, const Axis& blocks, int64_t ahead, bool stream) {
-    if (stream && stride % 64 == 0 && whole_lines(dst, units * kUnit, blocks))
-        unzip_blocks<kUnit, true>(dst, src, stride, units, blocks, ahead);
+    if (V16::kStreams && stream && stride % 64 == 0 && whole_lines(dst, units * kUnit, blocks))
+        unzip_blocks<kUnit, V16::kStreams>(dst, src, stride, units, blocks, ahead);
     else
         unzip_blocks<kUnit, false>(dst, src, stride, units, blocks, ahead);
 }

@@ -14,7 +14,7 @@ using kvl::Place;
 template <class V, bool kStream>
 inline void copy_lines(char* dst, const char* src, int64_t bytes, int64_t ahead) {
     for (int64_t i = 0; i < bytes; i += 64) {
-        _mm_prefetch(beside(src + i, ahead), _MM_HINT_T0);
+        fetch_line(beside(src + i, ahead));
         for (int64_t j = 0; j < 64; j += V::kBytes) put<V, kStream>(dst + i + j, V::load(src + i + j));
     }
 }
@@ -24,13 +24,13 @@ inline void copy_lines(char* dst, const char* src, int64_t bytes, int64_t ahead)
 template <class V, bool kStream>
 inline void row(char* to, const char* from, int64_t bytes, int64_t ahead) {
     if (kStream && ((reinterpret_cast<intptr_t>(to) | bytes) & 63) == 0)
-        return copy_lines<V, true>(to, from, bytes, ahead);
+        return copy_lines<V, kStream>(to, from, bytes, ahead);
     const bool stream = kStream && bytes >= 512;
     const int64_t head = stream ? -reinterpret_cast<intptr_t>(to) & 63 : 0;
     const int64_t end = head + ((bytes - head) & ~int64_t{63});
     if (head) __builtin_memcpy(to, from, static_cast<size_t>(head));
     if (stream)
-        copy_lines<V, true>(to + head, from + head, end - head, ahead);
+        copy_lines<V, kStream>(to + head, from + head, end - head, ahead);
     else
         copy_lines<V, false>(to + head, from + head, end - head, ahead);
     if (end < bytes) __builtin_memcpy(to + end, from + end, static_cast<size_t>(bytes - end));

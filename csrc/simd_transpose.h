@@ -132,8 +132,8 @@ inline void transpose_blocks(char* dst, int64_t dst_stride, const char* src, int
         transpose_block<V, kUnit, kStream, 64>(dst + r * kUnit, dst_stride, src + r * src_stride, src_stride, cols,
                                                ahead, fetch);
     if (r + 32 / kUnit <= rows) {
-        transpose_block<V32, kUnit, kStream, 32>(dst + r * kUnit, dst_stride, src + r * src_stride, src_stride, cols,
-                                                 ahead, fetch);
+        transpose_block<typename V::Half, kUnit, kStream, 32>(dst + r * kUnit, dst_stride, src + r * src_stride,
+                                                              src_stride, cols, ahead, fetch);
         r += 32 / kUnit;
     }
     if (r + 16 / kUnit <= rows) {
@@ -189,13 +189,14 @@ void transpose(char* dst, int64_t dst_stride, const char* src, int64_t src_strid
                int64_t ahead, bool stream) {
     // Only whole lines are worth streaming: rows of the target that fill them, or that follow each other without a gap.
     // A streaming store wants an address that is a multiple of its vector's size.
+    constexpr bool kStreams = Wide::kStreams;
     const int64_t bytes = rows * kUnit;
     const bool dense = dst_stride == bytes;
     const int64_t odd = reinterpret_cast<intptr_t>(dst) | (dense ? bytes * cols : dst_stride | bytes);
-    if (stream && odd % 64 == 0 && (bytes % 64 == 0 || bytes == 16))
-        transpose_all<Wide, kUnit, true>(dst, dst_stride, src, src_stride, rows, cols, ahead);
-    else if (stream && odd % 32 == 0 && bytes % 32 == 0 && dense)
-        transpose_all<V32, kUnit, true>(dst, dst_stride, src, src_stride, rows, cols, ahead);
+    if (kStreams && stream && odd % 64 == 0 && (bytes % 64 == 0 || bytes == 16))
+        transpose_all<Wide, kUnit, kStreams>(dst, dst_stride, src, src_stride, rows, cols, ahead);
+    else if (kStreams && stream && odd % 32 == 0 && bytes % 32 == 0 && dense)
+        transpose_all<typename Wide::Half, kUnit, kStreams>(dst, dst_stride, src, src_stride, rows, cols, ahead);
     else
         transpose_all<Wide, kUnit, false>(dst, dst_stride, src, src_stride, rows, cols, ahead);
 }
