@@ -3,8 +3,9 @@
 // They take integer operations and single additions, subtractions and multiplications of fp32 only, so that all
 // instruction sets give the same bits. No product is added to anything, so that no compiler can fuse the two.
 //
-// To be included inside a KVL_TARGET region, like all that follows from it: everything is in an anonymous namespace, so
-// that no function compiled for one instruction set can be taken by the linker for another file's.
+// To be included inside a KVL_TARGET region where there is one, like all that follows from it: everything is in an
+// anonymous namespace, so that no function compiled for one instruction set can be taken by the linker for another
+// file's.
 #ifndef KVLINGUA_CAST_FORMATS_H_
 #define KVLINGUA_CAST_FORMATS_H_
 

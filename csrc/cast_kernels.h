@@ -22,7 +22,7 @@ struct CastRows {
     bool bounded;  // no product is NaN or rounded to more than the largest number of the target's type
     int64_t factor_step;
     int64_t ahead;  // what lies so far from each row's source is fetched into the cache
-    bool stream;    // whole lines of the target are written past the cache
+    bool stream;    // whole lines of the target are written past the cache, where the CPU can
 };
 
 constexpr int kCastTypes = 6;  // KVL_F32 to KVL_E5M2
@@ -38,6 +38,8 @@ extern const CastKernels kCastPortable;
 #if defined(__x86_64__)
 extern const CastKernels kCastAvx2;
 extern const CastKernels kCastAvx512;
+#elif defined(__AARCH64EL__)
+extern const CastKernels kCastNeon;
 #endif
 
 // Those that go with kernels for copies.

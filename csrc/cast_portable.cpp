@@ -10,6 +10,8 @@ const CastKernels& find_cast_kernels(const Kernels& kernels) {
 #if defined(__x86_64__)
     if (&kernels == &kAvx512) return kCastAvx512;
     if (&kernels == &kAvx2) return kCastAvx2;
+#elif defined(__AARCH64EL__)
+    if (&kernels == &kNeon) return kCastNeon;
 #endif
     (void)kernels;
     return kCastPortable;

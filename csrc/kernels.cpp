@@ -81,6 +81,8 @@ const Kernels* find_kernels(int32_t which) {
     const bool avx2 = __builtin_cpu_supports("avx2");
     if (which == KVL_AVX512 || (which == KVL_BEST && avx512)) return avx512 ? &kAvx512 : nullptr;
     if (which == KVL_AVX2 || (which == KVL_BEST && avx2)) return avx2 ? &kAvx2 : nullptr;
+#elif defined(__AARCH64EL__)
+    if (which == KVL_NEON || which == KVL_BEST) return &kNeon;
 #endif
     return which == KVL_BEST || which == KVL_PORTABLE ? &kPortable : nullptr;
 }

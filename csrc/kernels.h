@@ -38,7 +38,7 @@ using Pairs = void (*)(char* dst, const char* src, int64_t stride, int64_t units
 struct Kernels {
     const char* name;
     Rows rows;
-    Rows stream_rows;  // for outputs larger than the cache: whole lines of the target are written past it
+    Rows stream_rows;  // for outputs larger than the cache: whole lines are written past it, where the CPU can
     PlacedRows placed_rows, stream_placed_rows;
     Transpose transpose[5];  // of units of 1, 2, 4, 8 and 16 bytes
     Pairs zip[3], unzip[3];  // units of 1, 2 and 4 bytes
@@ -52,6 +52,8 @@ extern const Kernels kPortable;
 #if defined(__x86_64__)
 extern const Kernels kAvx2;
 extern const Kernels kAvx512;
+#elif defined(__AARCH64EL__)
+extern const Kernels kNeon;
 #endif
 
 // The kernels for a KVL_* number, or null if this CPU can't run them.

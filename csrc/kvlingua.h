@@ -36,8 +36,9 @@ enum {
 // What a return code means, in one sentence. Never null.
 KVL_API const char* kvl_message(int32_t code);
 
-// Kernels to use: the best this CPU has (the normal case), or certain ones (for tests and measurements).
-enum { KVL_BEST = 0, KVL_PORTABLE = 1, KVL_AVX2 = 2, KVL_AVX512 = 3 };
+// Kernels to use: the best this CPU has (the normal case), or certain ones (for tests and measurements), which a CPU
+// without them refuses: AVX2 and AVX-512 are x86's, NEON is 64-bit Arm's.
+enum { KVL_BEST = 0, KVL_PORTABLE = 1, KVL_AVX2 = 2, KVL_AVX512 = 3, KVL_NEON = 4 };
 // Name of what KVL_BEST means on this CPU.
 KVL_API const char* kvl_kernels(void);
 

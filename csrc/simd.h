@@ -12,7 +12,7 @@ namespace {
 //   kStreams, stream         whether there is a store past the cache (aligned), and it
 //   lo<n>, hi<n>             interleave the lower or upper halves of each 16-byte lane, by units of n bytes
 //   Half                     the vectors to fill half a line of the cache with
-// that of 16 bytes, V16 (simd_x86.h: to be included before the loops):
+// that of 16 bytes, V16 (simd_x86.h, simd_neon.h: to be included before the loops):
 //   gather(p, step)          load(p)
 //   part<n>(&a, &b)          a becomes the units of n bytes with even numbers of a, then those of b; b the others
 // and wider ones:

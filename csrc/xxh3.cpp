@@ -154,6 +154,8 @@ Xxh3Blocks find_xxh3(int32_t kernels) {
     const bool avx2 = __builtin_cpu_supports("avx2");
     if (kernels == KVL_AVX512 || (kernels == KVL_BEST && avx512)) return avx512 ? xxh3_blocks_avx512 : nullptr;
     if (kernels == KVL_AVX2 || (kernels == KVL_BEST && avx2)) return avx2 ? xxh3_blocks_avx2 : nullptr;
+#elif defined(__AARCH64EL__)
+    if (kernels == KVL_NEON || kernels == KVL_BEST) return xxh3_blocks_neon;
 #endif
     return kernels == KVL_BEST || kernels == KVL_PORTABLE ? xxh3_blocks_portable : nullptr;
 }

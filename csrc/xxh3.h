@@ -19,6 +19,8 @@ void xxh3_blocks_portable(uint64_t* accumulators, const char* data, size_t block
 #if defined(__x86_64__)
 void xxh3_blocks_avx2(uint64_t* accumulators, const char* data, size_t blocks);
 void xxh3_blocks_avx512(uint64_t* accumulators, const char* data, size_t blocks);
+#elif defined(__AARCH64EL__)
+void xxh3_blocks_neon(uint64_t* accumulators, const char* data, size_t blocks);
 #endif
 
 // The function for a KVL_* number of kernels, or null if this CPU can't run it.

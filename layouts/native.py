@@ -17,10 +17,10 @@ from kvlingua.layouts.view import View
 
 ABI_VERSION = 2
 SCALES = 10  # KVL_SCALES
-KERNELS = {"best": 0, "portable": 1, "avx2": 2, "avx512": 3}
+KERNELS = {"best": 0, "portable": 1, "avx2": 2, "avx512": 3, "neon": 4}
 """Kernels by name; all but `best` are for tests and measurements, and refused by a CPU that lacks them."""
 
-Kernels = Literal["best", "portable", "avx2", "avx512"]
+Kernels = Literal["best", "portable", "avx2", "avx512", "neon"]
 
 
 class Tokens(Structure):

@@ -12,8 +12,8 @@ import torch
 
 from kvlingua.layouts import Geometry, native
 from kvlingua.layouts.plan import make_plan
+from tests.layouts.kernels import kernels_here
 from tests.layouts.planes_of_tensors import DTYPES, Tensors, empty, random_numbers, view
-from tests.layouts.test_pairs import kernels_here
 
 TOKENS = 512
 X86 = platform.machine() == "x86_64"

@@ -13,7 +13,7 @@ from kvlingua.layouts.casts import Op
 from kvlingua.layouts.geometry import Per
 from kvlingua.layouts.plan import make_plan
 from kvlingua.layouts.view import View
-from tests.layouts.test_pairs import kernels_here
+from tests.layouts.kernels import kernels_here
 
 TOKENS = 4201
 LAYERS, HEADS, DIM = 2, 4, 64

@@ -15,14 +15,9 @@ from hypothesis import strategies as st
 from kvlingua.layouts import Geometry, convert, native
 from tests.layouts.abi_calls import Call, RandomCall, library, run
 from tests.layouts.engine_pools import EnginePool
+from tests.layouts.kernels import kernels_here
 
 ROOT = Path(__file__).parents[2]
-
-
-def kernels() -> list[int]:
-    """Those that this CPU has, `best` apart."""
-    best = native.describe().rsplit(" ", 1)[-1]
-    return {"portable": [1], "avx2": [1, 2], "avx512": [1, 2, 3]}[best]
 
 
 @settings(max_examples=150)
@@ -31,10 +26,10 @@ def test_any_strides(seed: int) -> None:
     """Every byte of the target's memory, those that nobody owns among them, with all kernels, cached and streamed."""
     call = RandomCall(seed)
     wanted, source = call.wanted(), call.ends[0].memory.copy()
-    for which in kernels():
+    for which in kernels_here():
         for stream_bytes in (0, 1):
             memory = call.ends[1].memory.copy()
-            assert run(call.plan(memory, kernels=which, stream_bytes=stream_bytes)) == 0
+            assert run(call.plan(memory, kernels=native.KERNELS[which], stream_bytes=stream_bytes)) == 0
             assert np.array_equal(memory, wanted), f"kernels {which}, {stream_bytes=}"
     assert np.array_equal(call.ends[0].memory, source), "the source was written"
 

@@ -15,6 +15,7 @@ import pytest
 
 from kvlingua.layouts import native
 from tests.layouts.abi_calls import BYTE, CAST, COPY, COPY_EQUAL, E4M3FN, E5M2, F16, F32, QUANTISE, Call, run
+from tests.layouts.kernels import kernels_here
 
 ROOT = Path(__file__).parents[2]
 NULL, SIZE, STRIDE, TABLE, MEMORY, UNSUPPORTED, SPAN, TWICE, OVERLAP, SCALES = range(1, 11)
@@ -155,6 +156,15 @@ def test_wrong_calls(spoil: Callable[[Call], object], code: int) -> None:
     assert not call.target.any()
     assert np.array_equal(call.source, before[0])
     assert np.array_equal(call.scales, before[1])
+
+
+@pytest.mark.parametrize("kernels", native.KERNELS)
+def test_kernels_that_this_cpu_lacks_are_refused(kernels: native.Kernels) -> None:
+    call = Call()
+    call.plan.kernels = native.KERNELS[kernels]
+    has = kernels in ("best", *kernels_here())
+    assert run(call.plan) == (0 if has else UNSUPPORTED)
+    assert call.target.any() == has
 
 
 def test_memory_that_ends_where_the_last_element_does_is_enough() -> None:

@@ -18,7 +18,8 @@ from kvlingua.layouts.geometry import Rope
 from kvlingua.layouts.plan import make_plan
 from kvlingua.layouts.view import View
 from tests.layouts.engine_pools import GOLDEN, Content, EnginePool, random_content
-from tests.layouts.test_pairs import KINDS, Side, kernels_here, place
+from tests.layouts.kernels import kernels_here
+from tests.layouts.test_pairs import KINDS, Side, place
 from tests.layouts.written_by import TOKENS, contiguous
 
 FEW = settings(max_examples=4, deadline=None)

@@ -12,7 +12,8 @@ from kvlingua.layouts import FORMATS, Buffer, Geometry, convert, native
 from kvlingua.layouts.plan import make_plan
 from kvlingua.layouts.terms import term
 from tests.layouts.engine_pools import random_bits
-from tests.layouts.test_pairs import KINDS, kernels_here
+from tests.layouts.kernels import kernels_here
+from tests.layouts.test_pairs import KINDS
 
 
 @settings(max_examples=100, deadline=None)

@@ -19,6 +19,7 @@ from kvlingua.layouts.formats import ROWS
 from kvlingua.layouts.plan import Plan, make_plan
 from kvlingua.layouts.view import View
 from tests.layouts.engine_pools import GOLDEN, EnginePool, random_content
+from tests.layouts.kernels import kernels_here
 
 DIMS = (32, 64, 80, 96, 128, 256)
 PAGES = (1, 2, 5, 8, 16, 24, 32, 48, 64, 128)
@@ -29,7 +30,6 @@ KINDS = {
 }
 """The rows that keep a set of planes."""
 
-KERNELS: tuple[native.Kernels, ...] = ("portable", "avx2", "avx512")
 FEW = settings(max_examples=6, deadline=None, suppress_health_check=list(HealthCheck))
 MORE = settings(max_examples=12, deadline=None, suppress_health_check=list(HealthCheck))
 
@@ -141,13 +141,6 @@ class Engine:
 
     def view(self, pool: EnginePool | None = None) -> View:
         return (pool or self.pool).pool().view(self.table, self.start, self.stop)
-
-
-@cache
-def kernels_here() -> tuple[native.Kernels, ...]:
-    """Those that this CPU has."""
-    best = native.describe().rsplit(" ", 1)[-1]
-    return tuple(kernels for kernels in KERNELS if native.KERNELS[kernels] <= native.KERNELS[best])
 
 
 def check(source_name: str, target_names: list[str], copy: Copy) -> None:

@@ -40,6 +40,11 @@ class Compiler:
         return path.resolve() if path.is_absolute() and path.exists() else None
 
 
+def say(what: str) -> None:
+    """A line of the proof's own, among those of the tools."""
+    print(f"== {what}", flush=True)
+
+
 def compilers() -> list[Compiler]:
     """g++ and the newest clang, those of them that are here."""
     clangs = ["clang++", *(f"clang++-{version}" for version in range(NEWEST_CLANG, 13, -1))]

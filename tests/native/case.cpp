@@ -5,6 +5,8 @@
 #include <cstring>
 #include <utility>
 
+#include "kernels_here.h"
+
 namespace {
 
 constexpr int64_t kMost = int64_t{1} << 40;
@@ -30,7 +32,10 @@ Case::Case(const uint8_t* data, size_t size) : in_(data, size) {
     else
         arenas::fill(in_.take(2));
     plan_.threads = static_cast<int32_t>(in_.range(1, 4));
-    plan_.kernels = static_cast<int32_t>(in_.range(KVL_BEST, KVL_AVX512));
+    static const std::vector<int32_t> here = kernels_here();
+    const int64_t which = in_.range(0, static_cast<int64_t>(here.size()));
+    plan_.kernels = which ? here[static_cast<size_t>(which - 1)] : KVL_BEST;
+    if (in_.one_in(16)) plan_.kernels = static_cast<int32_t>(in_.range(KVL_PORTABLE, KVL_NEON));
     const int64_t streams[] = {0, 1, 1 << 12, INT64_MAX};
     plan_.stream_bytes = in_.pick(streams);
     const int64_t most_tokens[] = {3, 17, 40, 100};

@@ -9,22 +9,16 @@ from __future__ import annotations
 
 import argparse
 import os
-import platform
-import shutil
 import subprocess
 import sys
 import time
 from pathlib import Path
 
-from tests.native.builds import CLONE, FOLDER, Compiler, NoTool, build, compilers, library
+from tests.native.builds import CLONE, FOLDER, Compiler, NoTool, build, compilers, library, say
+from tests.native.emulated import check_cpus
 
 TESTS = ["tests/layouts", "tests/native", "tests/common/test_xxh3.py"]
 TESTS += sorted(str(path.relative_to(CLONE)) for path in CLONE.glob("tests/common/test_bulk*.py"))
-ARM = "aarch64-linux-gnu"
-
-
-def say(what: str) -> None:
-    print(f"== {what}", flush=True)
 
 
 def strict() -> None:
@@ -33,6 +27,7 @@ def strict() -> None:
         say(f"{compiler.command}: release build, every warning an error")
         folder = build(f"strict-{compiler.command}", compiler.command)
         run_fuzz(folder, "--runs", "2000")
+        subprocess.run([folder / "every_number"], check=True)
 
 
 def sanitizing(compiler: Compiler) -> list[str]:
@@ -112,25 +107,6 @@ def check_fuzz(seconds: int) -> None:
     say(f"fuzzing for {seconds} s with {clang.command}'s libFuzzer")
     options = [f"-max_total_time={seconds}", "-max_len=600", "-print_final_stats=1"]
     run_fuzz(folder, *options, str(corpus), LD_PRELOAD=str(clang.runtime()))
-
-
-def emulated(what: str, emulator: str, compiler: str, options: list[str], run: list[str], runs: int) -> None:
-    """Build with `compiler`, run the kernels against plain loops. Where a tool is missing, say so and run nothing."""
-    missing = [tool for tool in (compiler, emulator) if shutil.which(tool) is None]
-    if missing:
-        say(f"{what}: SKIPPED, nothing was run: there is no {' and no '.join(missing)}")
-        return
-    say(f"{what}: {compiler}, emulated by {emulator} (which says nothing about speed)")
-    folder = build(f"emulated-{compiler}", compiler, *options)
-    command = [emulator, *run, str(folder / "fuzz_convert"), "--runs", str(runs)]
-    subprocess.run(command, check=True, cwd=folder)
-
-
-def check_cpus() -> None:
-    system = ["-DCMAKE_SYSTEM_NAME=Linux", "-DCMAKE_SYSTEM_PROCESSOR=aarch64"]
-    emulated("aarch64", "qemu-aarch64", f"{ARM}-g++", system, ["-L", f"/usr/{ARM}"], 1500)
-    if platform.machine() == "x86_64":
-        emulated("x86-64 without AVX", "qemu-x86_64", "g++", [], ["-cpu", "Nehalem"], 500)
 
 
 def main() -> None:

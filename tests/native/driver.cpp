@@ -18,6 +18,7 @@
 #include <vector>
 
 #include "fuzz.h"
+#include "kernels_here.h"
 
 #if defined(KVL_ASAN)
 #include <sanitizer/common_interface_defs.h>
@@ -117,7 +118,7 @@ int main(int argc, char** argv) {
 #endif
     for (const Input& input : kept) run(input);
     std::mt19937_64 random(seed);
-    std::map<int32_t, uint64_t> codes;
+    std::map<int32_t, uint64_t> codes, kernels;  // kernels: of plans that ran
     uint64_t done = 0, refused = 0;
     const std::clock_t began = std::clock();
     const auto elapsed = [&] { return static_cast<double>(std::clock() - began) / CLOCKS_PER_SEC; };
@@ -128,6 +129,7 @@ int main(int argc, char** argv) {
         ++codes[last_verdict().code];
         refused += last_verdict().must_refuse;
         if (last_verdict().code != 0) continue;
+        ++kernels[last_verdict().kernels];
         if (kept.size() < kMostKept)
             kept.push_back(std::move(input));
         else if (random() % 8 == 0)
@@ -137,6 +139,10 @@ int main(int argc, char** argv) {
                 static_cast<unsigned long long>(seed), static_cast<unsigned long long>(done),
                 static_cast<unsigned long long>(refused));
     for (const auto& [code, count] : codes) std::printf(" %d:%llu", code, static_cast<unsigned long long>(count));
+    std::printf("; ran with kernels");
+    for (const auto& [which, count] : kernels) std::printf(" %d:%llu", which, static_cast<unsigned long long>(count));
     std::printf("\n");
-    return runs && codes[0] < done / 10 ? (std::fprintf(stderr, "fuzz: too few plans ran to show anything\n"), 1) : 0;
+    bool few = codes[0] < done / 10;
+    for (const int32_t which : kernels_here()) few |= kernels[which] < done / 20;
+    return runs && few ? (std::fprintf(stderr, "fuzz: too few plans ran to show anything\n"), 1) : 0;
 }

@@ -6,7 +6,8 @@
 #include <cstdint>
 
 struct Verdict {
-    int32_t code;  // of the library; -1: it wasn't called
+    int32_t code;     // of the library; -1: it wasn't called
+    int32_t kernels;  // that were asked for
     bool must_refuse;
 };
 

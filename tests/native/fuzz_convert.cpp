@@ -62,7 +62,7 @@ const Verdict& last_verdict() { return verdict; }
 extern "C" int LLVMFuzzerTestOneInput(const uint8_t* data, size_t size) {
     const Case made(data, size);
     Oracle oracle(made.plan());
-    verdict = {-1, oracle.refusal() != nullptr};
+    verdict = {-1, made.plan().kernels, oracle.refusal() != nullptr};
     if (!oracle.refusal() && oracle.elements() > kMostElements) return 0;
     arenas::close();
     for (int side = 0; side < arenas::kSides; ++side) arenas::open(made.spans(side));
