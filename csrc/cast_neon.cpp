@@ -73,7 +73,7 @@ struct Four {
             for (int i = 0; i < kGroup; ++i) put(p + 16 * i, by_1(codes[i]));
         }
     }
-    template <class F>
+    template <class F, bool>
     static void store_small(char* p, const U* units, const U* x, bool) {
         uint16x8_t words[2], signs[2];
         for (int i = 0; i < 2; ++i) {

@@ -24,11 +24,10 @@ void rows(char* dst, const char* src, const Axis* loops, int64_t bytes, int64_t 
             }
 }
 
-void placed_rows(char* dst, const char* src, const Place* place, size_t count, int64_t bytes, size_t ahead) {
-    for (size_t i = 0; i < count; ++i) {
-        __builtin_prefetch(src + place[i + ahead].source);
-        std::memcpy(dst + place[i].target, src + place[i].source, static_cast<size_t>(bytes));
-    }
+void placed_rows(char* dst, const char* src, const Place* place, size_t count, const Axis* loops, int64_t bytes,
+                 size_t ahead) {
+    for (size_t i = 0; i < count; ++i)
+        rows(dst + place[i].target, src + place[i].source, loops, bytes, place[i + ahead].source - place[i].source);
 }
 
 template <int64_t kUnit>

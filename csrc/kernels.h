@@ -22,8 +22,9 @@ struct Place {
     uint32_t form;
 };
 
-// Copies a row of `bytes` at each place; the row `ahead` places later, which is there, is fetched into the cache.
-using PlacedRows = void (*)(char* dst, const char* src, const Place* place, size_t count, int64_t bytes, size_t ahead);
+// Copies such rows at each place; those `ahead` places later, which are there, are fetched into the cache.
+using PlacedRows = void (*)(char* dst, const char* src, const Place* place, size_t count, const Axis* loops,
+                            int64_t bytes, size_t ahead);
 
 // Moves unit [r, c] from src + r * src_stride + c * unit to dst + c * dst_stride + r * unit; rows and cols are counts.
 // If `stream`, whole lines of the target are written past the cache. `ahead` as above.

@@ -27,13 +27,13 @@ Nest::Nest(const Axis* axes, int count, int64_t itemsize, const Kernels& kernels
     if (depth_ && loops_[depth_ - 1].source == itemsize && loops_[depth_ - 1].target == itemsize)
         unit_ *= loops_[--depth_].size;
     if (find_transposition()) return;
-    if (depth_ == 0 && unit_ >= 64) placed_rows_ = stream ? kernels.stream_placed_rows : kernels.placed_rows;
     while (depth_ < 3) {
         std::move_backward(loops_, loops_ + depth_, loops_ + depth_ + 1);
         loops_[0] = {1, 0, 0};
         ++depth_;
     }
     depth_ -= 3;
+    if (depth_ == 0 && unit_ >= 64) placed_rows_ = stream ? kernels.stream_placed_rows : kernels.placed_rows;
     rows_kernel_ = unit_ < 64 ? short_rows : stream_ ? kernels_->stream_rows : kernels_->rows;
 }
 

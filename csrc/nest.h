@@ -22,8 +22,12 @@ class Nest {
     // Whether units change places, rather than rows being copied.
     bool transposes() const { return transpose_ || pairs_; }
 
-    // The kernel for many such blocks if each is a single row, else null.
-    PlacedRows placed_rows() const { return placed_rows_; }
+    // Whether many such blocks can be copied in one call: it is short, and blocks may be too.
+    bool together() const { return placed_rows_; }
+    // Copies a block at each place; what is `ahead` places later, which is there, is fetched meanwhile.
+    void run_all(char* target, const char* source, const Place* place, size_t count, size_t ahead) const {
+        placed_rows_(target, source, place, count, loops_, unit_, ahead);
+    }
     int64_t row_bytes() const { return unit_; }
 
   private:

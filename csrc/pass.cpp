@@ -132,16 +132,14 @@ void Pass::run() {
 void Pass::copy_pieces(const Cursor& here, uint64_t target, Cursor* ahead) const {
     const auto at = [](uint64_t address) { return reinterpret_cast<char*>(address); };
     const Places& places = here.places();
-    size_t i = here.piece;
-    const Nest* rows = places.rows_only();
-    if (rows && here.end - i > ahead_) {
-        const size_t count = here.end - i - ahead_;
-        rows->placed_rows()(at(target), at(here.source), &places[i], count, rows->row_bytes(), ahead_);
-        ahead->skip(count);
-        i += count;
-    }
-    for (; i < here.end; ++i, ahead->skip(1)) {
+    for (size_t i = here.piece, next; i < here.end; ahead->skip(next - i), i = next) {
         const Place& place = places[i];
+        next = i + 1;
+        if (places.nest(place).together() && here.end - i > ahead_) {
+            while (next < here.end - ahead_ && places[next].form == place.form) ++next;
+            places.nest(place).run_all(at(target), at(here.source), &place, next - i, ahead_);
+            continue;
+        }
         const uint64_t from = here.source + static_cast<uint64_t>(place.source);
         const bool alike = ahead->part == here.part || (places.dense(place) && ahead->places().dense(ahead->place()));
         places.nest(place).run(at(target + static_cast<uint64_t>(place.target)), at(from),

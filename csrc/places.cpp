@@ -23,10 +23,6 @@ Nest Places::nest_of(int64_t tokens) const {
     return make_nest(piece);
 }
 
-const Nest* Places::rows_only() const {
-    return forms_.size() == 1 && forms_[0].nest.placed_rows() ? &forms_[0].nest : nullptr;
-}
-
 void Places::add(const Run& run, int64_t most) {
     Run part = run;
     for (int64_t left = run.tokens; left; left -= part.tokens) {

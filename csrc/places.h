@@ -32,9 +32,6 @@ class Places {
     const Nest& nest(const Place& place) const { return forms_[place.form].nest; }
     // Whether a piece is all of a range of the source.
     bool dense(const Place& place) const { return forms_[place.form].dense; }
-    // The nest of all pieces if each is a single row, else null.
-    const Nest* rows_only() const;
-
     // Bytes of one token.
     int64_t token_bytes() const { return token_bytes_; }
 

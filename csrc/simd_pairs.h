@@ -18,8 +18,8 @@ inline void zip_blocks(char* dst, const char* src, int64_t stride, int64_t units
         int64_t i = 0;
         for (; i + 16 <= bytes; i += 16) {
             if (i % 64 == 0) {
-                fetch_line(beside(src + i, ahead));
-                fetch_line(beside(other + i, ahead));
+                fetch_line<kStream>(beside(src + i, ahead));
+                fetch_line<kStream>(beside(other + i, ahead));
             }
             const V16::T a = V16::load(src + i), b = V16::load(other + i);
             put<V16, kStream>(dst + 2 * i, V16::lo<kUnit>(a, b));
@@ -39,7 +39,7 @@ inline void unzip_blocks(char* dst, const char* src, int64_t stride, int64_t uni
         char* other = dst + stride;
         int64_t i = 0;
         for (; i + 16 <= bytes; i += 16) {
-            if (i % 32 == 0) fetch_line(beside(src + 2 * i, ahead));
+            if (i % 32 == 0) fetch_line<kStream>(beside(src + 2 * i, ahead));
             V16::T a = V16::load(src + 2 * i), b = V16::load(src + 2 * i + 16);
             V16::part<kUnit>(&a, &b);
             put<V16, kStream>(dst + i, a);

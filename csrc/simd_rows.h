@@ -14,7 +14,7 @@ using kvl::Place;
 template <class V, bool kStream>
 inline void copy_lines(char* dst, const char* src, int64_t bytes, int64_t ahead) {
     for (int64_t i = 0; i < bytes; i += 64) {
-        fetch_line(beside(src + i, ahead));
+        fetch_line<kStream>(beside(src + i, ahead));
         for (int64_t j = 0; j < 64; j += V::kBytes) put<V, kStream>(dst + i + j, V::load(src + i + j));
     }
 }
@@ -37,7 +37,7 @@ inline void row(char* to, const char* from, int64_t bytes, int64_t ahead) {
 }
 
 template <class V, bool kStream>
-void rows(char* dst, const char* src, const Axis* loops, int64_t bytes, int64_t ahead) {
+KVL_INLINE void all_rows(char* dst, const char* src, const Axis* loops, int64_t bytes, int64_t ahead) {
     const Axis &x = loops[0], &y = loops[1], &z = loops[2];
     for (int64_t i = 0; i < x.size; ++i)
         for (int64_t j = 0; j < y.size; ++j)
@@ -47,9 +47,16 @@ void rows(char* dst, const char* src, const Axis* loops, int64_t bytes, int64_t 
 }
 
 template <class V, bool kStream>
-void placed_rows(char* dst, const char* src, const Place* place, size_t count, int64_t bytes, size_t ahead) {
+void rows(char* dst, const char* src, const Axis* loops, int64_t bytes, int64_t ahead) {
+    all_rows<V, kStream>(dst, src, loops, bytes, ahead);
+}
+
+template <class V, bool kStream>
+void placed_rows(char* dst, const char* src, const Place* place, size_t count, const Axis* loops, int64_t bytes,
+                 size_t ahead) {
     for (size_t i = 0; i < count; ++i)
-        row<V, kStream>(dst + place[i].target, src + place[i].source, bytes, place[i + ahead].source - place[i].source);
+        all_rows<V, kStream>(dst + place[i].target, src + place[i].source, loops, bytes,
+                             place[i + ahead].source - place[i].source);
 }
 
 }  // namespace

@@ -118,7 +118,7 @@ KVL_INLINE void transpose_block(char* dst, int64_t dst_stride, const char* src, 
     int64_t c = 0;
     for (; c + kWide <= cols; c += kWide) {
         const char* in = src + c * kUnit;
-        if (fetch && c % (64 / kUnit) == 0) fetch_lines(beside(in, ahead), src_stride, kBytes / kUnit);
+        if (fetch && c % (64 / kUnit) == 0) fetch_lines<kStream>(beside(in, ahead), src_stride, kBytes / kUnit);
         transpose_cols<V, kUnit, kStream, kBytes, kWide>(dst + c * dst_stride, dst_stride, in, src_stride);
     }
     if (c + kCols <= cols) {
@@ -155,7 +155,7 @@ inline void narrow(char* dst, const char* src, int64_t src_stride, int64_t cols,
     constexpr int64_t kRows = 16 / kUnit, kCols = V::kBytes / kUnit;
     int64_t c = 0;
     for (; c + kCols <= cols; c += kCols) {
-        fetch_lines(beside(src + c * kUnit, ahead), src_stride, kRows);
+        fetch_lines<kStream>(beside(src + c * kUnit, ahead), src_stride, kRows);
         narrow_tile<V, kUnit, kStream>(dst + c * 16, src + c * kUnit, src_stride);
     }
     transpose_blocks<V16, kUnit, false>(dst + c * 16, 16, src + c * kUnit, src_stride, kRows, cols - c, ahead, true);
@@ -166,7 +166,7 @@ inline void thin(char* dst, int64_t dst_stride, const char* src, int64_t rows, i
     constexpr int64_t kRows = V::kBytes / kUnit, kCols = 16 / kUnit;
     int64_t r = 0;
     for (; r + kRows <= rows; r += kRows) {
-        fetch_lines(beside(src + r * 16, ahead), 64, kRows / 4);
+        fetch_lines<kStream>(beside(src + r * 16, ahead), 64, kRows / 4);
         thin_tile<V, kUnit, kStream>(dst + r * kUnit, dst_stride, src + r * 16);
     }
     transpose_blocks<V16, kUnit, false>(dst + r * kUnit, dst_stride, src + r * 16, 16, rows - r, kCols, ahead, true);
