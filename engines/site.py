@@ -16,7 +16,8 @@ from engines.lock import locked
 from engines.progress import step
 
 CLONE = Path(__file__).resolve().parent.parent
-SOURCES = ("adapters", "common", "layouts", "csrc", "src", "pyproject.toml", "CMakeLists.txt", "README.md", "LICENSE")
+FOLDERS = ("adapters", "common", "layouts", "csrc", "rocm", "src")
+SOURCES = (*FOLDERS, "pyproject.toml", "CMakeLists.txt", "README.md", "LICENSE")
 KEPT = 3  # states that stay, for engines started before the last change
 
 
@@ -67,6 +68,7 @@ def _install(clone: Path, folder: Path) -> None:
         "install",
         "--no-deps",
         "--no-build-isolation",
+        "--config-settings=cmake.define.KVLINGUA_GPU=OFF",  # the engines' environments are for CPUs
         "--target",
         str(temporary),
         str(clone),

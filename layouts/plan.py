@@ -17,6 +17,8 @@ from kvlingua.layouts.geometry import Extent, Plane
 from kvlingua.layouts.refinement import Axis, Row, pieces
 from kvlingua.layouts.view import Pool, View
 
+_HOST = ("cpu", "pinned")
+
 
 @dataclass(frozen=True, slots=True)
 class Side:
@@ -80,6 +82,16 @@ class Plan:
         return self.source.stop - self.source.start
 
     @property
+    def device(self) -> str:
+        """Where it runs: `cpu`, or the GPU whose memory one of the sides is."""
+        return next((pool.device for pool in (self.source.pool, self.target.pool) if pool.device not in _HOST), "cpu")
+
+    @property
+    def compares(self) -> bool:
+        """Whether something has to be compared before anything is written."""
+        return any(copy.op is Op.COPY_EQUAL or copy.once for copy in self.recipe.planes)
+
+    @property
     def extent(self) -> Extent:
         """The heads and layers that both sides hold."""
         return self.recipe.extent
@@ -102,10 +114,20 @@ def make_plan(source: View, target: View, allow_lossy: bool = False) -> Plan:
             f"the source has {source.tokens} tokens [{source.start}, {source.stop}), the target takes"
             f" {target.tokens} [{target.start}, {target.stop})"
         )
-    for name, pool in (("source", ours), ("target", theirs)):
-        if pool.device != "cpu":
-            raise LayoutError(f"the {name} lies on device {pool.device!r}; only memory of the CPU can be converted")
+    _check_devices(ours.device, theirs.device)
     return Plan(source, target, recipe)
+
+
+def _check_devices(ours: str, theirs: str) -> None:
+    """Both sides are the CPU's, or one GPU reaches both: its own memory, and what of the CPU's is pinned."""
+    for name, device, other in (("source", ours, theirs), ("target", theirs, ours)):
+        if device in _HOST:
+            continue
+        if not device.startswith("cuda"):  # torch calls AMD's GPUs by that name, too
+            raise LayoutError(f"the {name} lies on device {device!r}; only CPUs' and GPUs' memory can be converted")
+        if other not in (device, "pinned"):
+            where = "memory of the CPU that isn't pinned" if other == "cpu" else f"that of {other!r}"
+            raise LayoutError(f"the {name} lies on device {device!r}, the other side in {where}: no GPU reaches both")
 
 
 @lru_cache(maxsize=1024)

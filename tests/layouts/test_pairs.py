@@ -18,6 +18,7 @@ from kvlingua.layouts import FORMATS, Extent, Geometry, LayoutError, Plane, conv
 from kvlingua.layouts.formats import ROWS
 from kvlingua.layouts.plan import Plan, make_plan
 from kvlingua.layouts.view import View
+from tests.layouts import kernel_sets
 from tests.layouts.engine_pools import GOLDEN, EnginePool, random_content
 
 DIMS = (32, 64, 80, 96, 128, 256)
@@ -29,7 +30,6 @@ KINDS = {
 }
 """The rows that keep a set of planes."""
 
-KERNELS: tuple[native.Kernels, ...] = ("portable", "avx2", "avx512")
 FEW = settings(max_examples=6, deadline=None, suppress_health_check=list(HealthCheck))
 MORE = settings(max_examples=12, deadline=None, suppress_health_check=list(HealthCheck))
 
@@ -143,13 +143,6 @@ class Engine:
         return (pool or self.pool).pool().view(self.table, self.start, self.stop)
 
 
-@cache
-def kernels_here() -> tuple[native.Kernels, ...]:
-    """Those that this CPU has."""
-    best = native.describe().rsplit(" ", 1)[-1]
-    return tuple(kernels for kernels in KERNELS if native.KERNELS[kernels] <= native.KERNELS[best])
-
-
 def check(source_name: str, target_names: list[str], copy: Copy) -> None:
     """Both backends write exactly what the golden form of each target says, and not one byte else."""
     content = {geometry: random_content(geometry, copy.tokens, copy.seed) for geometry in {copy.geometry, copy.equal}}
@@ -180,9 +173,9 @@ def check(source_name: str, target_names: list[str], copy: Copy) -> None:
         convert(view, into, backend="torch")
         compare(f"{pair}: torch reference")
         plan = make_plan(view, into)
-        for kernels in kernels_here():
+        for kernels in kernel_sets.kernels_here():
             for stream_bytes in (0, 1):
-                native.run(plan, kernels=kernels, stream_bytes=stream_bytes)
+                kernel_sets.run(plan, kernels, stream_bytes)
                 compare(f"{pair}: native library, {kernels}, {stream_bytes=}")
         for got, right in zip(source.pool.memory, before.memory, strict=True):
             assert torch.equal(got, right), f"{pair}: the source was written"

@@ -20,6 +20,7 @@ from kvlingua.layouts.arrangement import Digits
 from kvlingua.layouts.geometry import Order
 from kvlingua.layouts.plan import Plan, make_plan
 from kvlingua.layouts.refinement import MAX_AXES, Row, pieces
+from tests.layouts import kernel_sets
 from tests.layouts.plan_walker import walk
 from tests.layouts.random_pools import Arena, Kept, cast, copied, extents, geometries, views
 
@@ -27,6 +28,7 @@ ARENA = 1 << 18
 RUNS: dict[str, Callable[[Plan, Arena], None]] = {
     "walked": lambda plan, arena: walk(plan, arena.memory),
     "native": lambda plan, arena: native.run(plan),
+    "host twin": lambda plan, arena: kernel_sets.run(plan, kernel_sets.TWIN),
 }
 
 

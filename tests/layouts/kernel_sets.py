@@ -1,0 +1,33 @@
+"""All kernels that can be run here: those that this CPU has, and those for GPUs, executed by their host twin."""
+
+from __future__ import annotations
+
+from functools import cache
+
+from kvlingua.layouts import gpu, native
+from kvlingua.layouts.plan import Plan
+from tests.native import builds
+
+NAMES: tuple[native.Kernels, ...] = ("portable", "avx2", "avx512")
+TWIN = "host_twin"
+
+
+def cpu_kernels() -> tuple[native.Kernels, ...]:
+    """Those that this CPU has."""
+    best = native.describe().rsplit(" ", 1)[-1]
+    return tuple(name for name in NAMES if native.KERNELS[name] <= native.KERNELS[best])
+
+
+@cache
+def kernels_here() -> tuple[str, ...]:
+    """Their names. There is no twin where there is no compiler."""
+    return cpu_kernels() + ((TWIN,) if builds.twin() else ())
+
+
+def run(plan: Plan, kernels: str, stream_bytes: int = 0, threads: int = 1) -> None:
+    """Run a plan by certain kernels. For the twin stream_bytes decides how much a grid block does."""
+    twin = builds.twin()
+    if kernels == TWIN and twin:
+        gpu.run_twin(plan, twin, block_bytes=1 if stream_bytes == 1 else 0, blocks=4)
+    else:
+        native.run(plan, threads, kernels=kernels, stream_bytes=stream_bytes)  # type: ignore[arg-type]
