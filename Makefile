@@ -25,7 +25,7 @@ LOCKED := $(if $(shell command -v flock),flock .make.lock) $(MAKE) --no-print-di
 unexport PYTHONPATH PYTHONHOME VIRTUAL_ENV
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help setup _setup _why_no_library check check-native check-cpus check-kernels kernels-report fuzz format test test-fast engines engines-clean site demo clean
+.PHONY: help setup _setup _why_no_library check check-native check-cpus check-kernels kernels-report gpu-check fuzz format test test-fast engines engines-clean site demo clean
 
 help: ## list the targets
 	@sed -n 's/^\([a-z-]*\):[^#]*## /\1|/p' $(MAKEFILE_LIST) | awk -F'|' '{printf "  make %-15s %s\n", $$1, $$2}'
@@ -78,6 +78,9 @@ check-kernels: setup ## the kernels for GPUs, compiled for every architecture th
 
 kernels-report: setup ## the same, with registers, spills and shared memory of each
 	@$(PY) -m tests.native.kernels --report
+
+gpu-check: ## on a machine with an NVIDIA GPU, torch and nvcc, offline: build, test, measure, write the result
+	PYTHONPATH=. $(PYTHON) -m tests.gpu.check
 
 fuzz: setup ## fuzz the native library for FUZZ_SECONDS (600)
 	$(PY) -m tests.native.check fuzz --seconds $(FUZZ_SECONDS)

@@ -68,10 +68,15 @@ def load(path: Path) -> Loaded:
     try:
         library = ctypes.CDLL(str(path))
         version = int(library.kvl_gpu_abi_version())
+        if version != ABI_VERSION:
+            return Loaded(None, f"{path.name} has ABI {version} instead of {ABI_VERSION}: install kvlingua again")
+        _declare(library)
     except (OSError, AttributeError) as error:
         return Loaded(None, f"{path.name} doesn't load: {error}")
-    if version != ABI_VERSION:
-        return Loaded(None, f"{path.name} has ABI {version} instead of {ABI_VERSION}: install kvlingua again")
+    return Loaded(library, f"{path.name}, ABI {version}")
+
+
+def _declare(library: ctypes.CDLL) -> None:
     for name, arguments in (
         ("kvl_gpu_convert", (POINTER(Call),)),
         ("kvl_gpu_devices", (POINTER(c_int32),)),
@@ -82,11 +87,9 @@ def load(path: Path) -> Loaded:
     ):
         library[name].argtypes = arguments
         library[name].restype = c_int32
-    library.kvl_gpu_message.argtypes = (c_int32,)
-    library.kvl_gpu_message.restype = c_char_p
-    library.kvl_gpu_platform.argtypes = ()
-    library.kvl_gpu_platform.restype = c_char_p
-    return Loaded(library, f"{path.name}, ABI {version}")
+    for name, arguments in (("kvl_gpu_message", (c_int32,)), ("kvl_gpu_platform", ())):
+        library[name].argtypes = arguments
+        library[name].restype = c_char_p
 
 
 def platform() -> Platform | None:
@@ -172,13 +175,17 @@ def run(plan: Plan, stream: int | None = None) -> None:
     queue = current_stream(index) if stream is None else stream
     size = tuning(device(index).name.decode(), device(index).multiprocessors)
     told = native.call(plan)
-    call = Call(pointer(told), queue, 0, index, size.block_bytes, size.blocks, 0)
+    launch(plan, library, Call(pointer(told), queue, 0, index, size.block_bytes, size.blocks, 0))
+
+
+def launch(plan: Plan, library: ctypes.CDLL, call: Call) -> None:
+    """Make a call for a plan; where it compares, wait for the verdict. As `run`."""
     if not plan.compares:
         _refuse(plan, library, library.kvl_gpu_convert(byref(call)))
         return
     verdict = _verdict(library)
     call.verdict = verdict.address
-    _refuse(plan, library, library.kvl_gpu_convert(byref(call)) or library.kvl_gpu_wait(index, queue))
+    _refuse(plan, library, library.kvl_gpu_convert(byref(call)) or library.kvl_gpu_wait(call.device, call.stream))
     _refuse(plan, library, _value(verdict))
 
 
@@ -188,9 +195,7 @@ def run_twin(plan: Plan, path: Path, block_bytes: int = 0, blocks: int = 0) -> N
     if library is None:
         raise LayoutError(description)
     told = native.call(plan)
-    verdict = _verdict(library)
-    call = Call(pointer(told), None, verdict.address, 0, block_bytes, blocks, 0)
-    _refuse(plan, library, library.kvl_gpu_convert(byref(call)) or _value(verdict))
+    launch(plan, library, Call(pointer(told), None, 0, 0, block_bytes, blocks, 0))
 
 
 def current_stream(index: int) -> int:
