@@ -37,6 +37,10 @@ KVL_API int32_t kvl_gpu_describe(int32_t device, kvl_gpu_device* found);
 KVL_API int32_t kvl_gpu_pin(void* memory, int64_t bytes);
 KVL_API int32_t kvl_gpu_unpin(void* memory);
 
+// A plain copy by a copy engine, between a device's memory and pinned memory or its own. It is launched, not waited
+// for.
+KVL_API int32_t kvl_gpu_copy(int32_t device, void* stream, void* target, const void* source, int64_t bytes);
+
 // Waits for what was launched on a stream, and for nothing else. Only a caller that needs a verdict has to.
 KVL_API int32_t kvl_gpu_wait(int32_t device, void* stream);
 
@@ -50,6 +54,9 @@ typedef struct kvl_gpu_call {
     int32_t block_bytes;  // the most that a grid block moves, or nearly so; 0: the library's choice
     int32_t blocks;       // grid blocks that keep the device busy; 0: the library's choice
     int32_t reserved;     // 0
+    // Where all that is converted is in pieces of at least so many bytes on both sides, copy engines move them, and no
+    // kernel is launched; 0: never.
+    int64_t piece_bytes;
 } kvl_gpu_call;
 
 // KVL_OK: everything was launched. With an error of the platform, part of it may have been.

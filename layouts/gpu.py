@@ -10,6 +10,7 @@ import ctypes
 import mmap
 import sys
 import threading
+from collections.abc import Mapping
 from ctypes import POINTER, Structure, byref, c_char, c_char_p, c_int32, c_int64, c_uint32, c_uint64, c_void_p, pointer
 from functools import cache
 from pathlib import Path
@@ -18,9 +19,12 @@ from typing import Any, Literal, NamedTuple
 from kvlingua.layouts import native
 from kvlingua.layouts.checks import check, scales_error
 from kvlingua.layouts.errors import LayoutError
+from kvlingua.layouts.memory import Buffer
 from kvlingua.layouts.pinned import Pinned
 from kvlingua.layouts.plan import Plan
-from kvlingua.layouts.tuning import tuning
+from kvlingua.layouts.staging import can_stage, stages
+from kvlingua.layouts.tuning import Tuning, tuning
+from kvlingua.layouts.view import View
 
 ABI_VERSION = 1
 _own = threading.local()
@@ -39,6 +43,7 @@ class Call(Structure):
         ("block_bytes", c_int32),
         ("blocks", c_int32),
         ("reserved", c_int32),
+        ("piece_bytes", c_int64),
     )
 
 
@@ -60,6 +65,17 @@ def library_path(platform: Platform) -> Path:
     return native.library_path().with_name(f"libkvlingua_{platform}.so")
 
 
+_FUNCTIONS: Mapping[str, tuple[Any, ...]] = {
+    "kvl_gpu_convert": (POINTER(Call),),
+    "kvl_gpu_copy": (c_int32, c_void_p, c_void_p, c_void_p, c_int64),
+    "kvl_gpu_devices": (POINTER(c_int32),),
+    "kvl_gpu_describe": (c_int32, POINTER(Device)),
+    "kvl_gpu_pin": (c_void_p, c_int64),
+    "kvl_gpu_unpin": (c_void_p,),
+    "kvl_gpu_wait": (c_int32, c_void_p),
+}
+
+
 @cache
 def load(path: Path) -> Loaded:
     """The library at `path` with its functions declared."""
@@ -77,19 +93,14 @@ def load(path: Path) -> Loaded:
 
 
 def _declare(library: ctypes.CDLL) -> None:
-    for name, arguments in (
-        ("kvl_gpu_convert", (POINTER(Call),)),
-        ("kvl_gpu_devices", (POINTER(c_int32),)),
-        ("kvl_gpu_describe", (c_int32, POINTER(Device))),
-        ("kvl_gpu_pin", (c_void_p, c_int64)),
-        ("kvl_gpu_unpin", (c_void_p,)),
-        ("kvl_gpu_wait", (c_int32, c_void_p)),
-    ):
-        library[name].argtypes = arguments
-        library[name].restype = c_int32
-    for name, arguments in (("kvl_gpu_message", (c_int32,)), ("kvl_gpu_platform", ())):
-        library[name].argtypes = arguments
-        library[name].restype = c_char_p
+    for name, arguments in _FUNCTIONS.items():
+        function = getattr(library, name)
+        function.argtypes = arguments
+        function.restype = c_int32
+    library.kvl_gpu_message.argtypes = (c_int32,)
+    library.kvl_gpu_message.restype = c_char_p
+    library.kvl_gpu_platform.argtypes = ()
+    library.kvl_gpu_platform.restype = c_char_p
 
 
 def platform() -> Platform | None:
@@ -174,8 +185,46 @@ def run(plan: Plan, stream: int | None = None) -> None:
     library, index = _library(), int(plan.device.partition(":")[2] or 0)
     queue = current_stream(index) if stream is None else stream
     size = tuning(device(index).name.decode(), device(index).multiprocessors)
+    pinned = next((view for view in (plan.source, plan.target) if view.pool.device == "pinned"), None)
+    if pinned and _is_staged(plan, pinned, size):
+        buffer = _staging_buffer(index, queue, size.staging_bytes)
+        run_staged(plan, pinned, buffer, library, Call(None, queue, 0, index, size.block_bytes, size.blocks, 0, 0))
+        return
     told = native.call(plan)
-    launch(plan, library, Call(pointer(told), queue, 0, index, size.block_bytes, size.blocks, 0))
+    piece_bytes = size.piece_bytes if pinned else 0
+    launch(plan, library, Call(pointer(told), queue, 0, index, size.block_bytes, size.blocks, 0, piece_bytes))
+
+
+def run_staged(plan: Plan, pinned: View, buffer: Buffer, library: ctypes.CDLL, call: Call) -> None:
+    """Run a plan by way of a buffer on the device (staging.py). As `run`."""
+    check(plan)  # of all stages, before the first one
+    for stage in stages(plan, pinned, buffer):
+        told = native.call(stage.plan)
+        call.plan = pointer(told)
+        if pinned is plan.source:
+            _copy(library, call, buffer.pointer, stage.pinned, stage.nbytes)
+            launch(stage.plan, library, call)
+        else:
+            launch(stage.plan, library, call)
+            _copy(library, call, stage.pinned, buffer.pointer, stage.nbytes)
+
+
+def _copy(library: ctypes.CDLL, call: Call, target: int, source: int, nbytes: int) -> None:
+    _check(library, library.kvl_gpu_copy(call.device, call.stream, target, source, nbytes))
+
+
+def _is_staged(plan: Plan, pinned: View, size: Tuning) -> bool:
+    """Whether so much is transferred that copy engines are quicker; the buffer is torch's."""
+    nbytes = pinned.pool.geometry.block_bytes(pinned.pool.extent, pinned.tokens)
+    large = 0 < size.stage_bytes <= nbytes
+    return large and "torch" in sys.modules and not plan.compares and can_stage(plan, pinned, size.staging_bytes)
+
+
+def _staging_buffer(index: int, queue: int, nbytes: int) -> Buffer:
+    """Memory of torch's on the device, which it gives to nobody else before the stream is done with it."""
+    torch: Any = sys.modules["torch"]
+    with torch.cuda.stream(torch.cuda.ExternalStream(queue, device=index)):
+        return Buffer.of(torch.empty(nbytes, dtype=torch.uint8, device=f"cuda:{index}"))
 
 
 def launch(plan: Plan, library: ctypes.CDLL, call: Call) -> None:

@@ -7,11 +7,12 @@
 #include <vector>
 
 #include "../check.h"
+#include "large_pieces.h"
 #include "launches.h"
 #include "runtime.h"
 
 // ctypes declares them by hand.
-static_assert(sizeof(kvl_gpu_call) == 40 && sizeof(kvl_gpu_device) == 328);
+static_assert(sizeof(kvl_gpu_call) == 48 && sizeof(kvl_gpu_device) == 328);
 
 namespace kvl {
 namespace {
@@ -44,7 +45,8 @@ int run(const Launch& launch, void* stream) {
 }
 
 int32_t check_call(const kvl_gpu_call& call) {
-    if (call.reserved || call.block_bytes < 0 || call.blocks < 0 || call.device < 0) return KVL_SIZE;
+    if (call.reserved || call.block_bytes < 0 || call.blocks < 0 || call.device < 0 || call.piece_bytes < 0)
+        return KVL_SIZE;
     if (const int32_t wrong = check_plan(call.plan)) return wrong;
     const kvl_plan& plan = *call.plan;
     if (call.verdict % sizeof(uint32_t)) return KVL_STRIDE;
@@ -54,6 +56,13 @@ int32_t check_call(const kvl_gpu_call& call) {
 int32_t convert(const kvl_gpu_call& call) {
     if (const int32_t wrong = check_call(call)) return wrong;
     if (call.plan->tokens == 0) return KVL_OK;
+    if (call.piece_bytes) {
+        const std::vector<Piece> pieces = find_large_pieces(*call.plan, call.piece_bytes);
+        if (!pieces.empty()) {
+            const OnDevice on_device(call.device);
+            return code(on_device.error() ? on_device.error() : copy_pieces(pieces, call.stream));
+        }
+    }
     const Tuning tuning = {call.block_bytes ? call.block_bytes : kBlockBytes, call.blocks ? call.blocks : kBlocks};
     const std::vector<Launch> launches = find_launches(*call.plan, call.verdict, tuning, kMostWords);
     const OnDevice on_device(call.device);
@@ -97,6 +106,15 @@ int32_t kvl_gpu_pin(void* memory, int64_t bytes) {
 }
 
 int32_t kvl_gpu_unpin(void* memory) { return memory ? kvl::code(kvl::unpin(memory)) : KVL_NULL; }
+
+int32_t kvl_gpu_copy(int32_t device, void* stream, void* target, const void* source, int64_t bytes) {
+    if (!target || !source) return KVL_NULL;
+    if (bytes < 0) return KVL_SIZE;
+    const kvl::OnDevice on_device(device);
+    if (on_device.error()) return kvl::code(on_device.error());
+    const auto address = [](const void* memory) { return reinterpret_cast<uint64_t>(memory); };
+    return kvl::code(kvl::copy_pieces({{address(source), address(target), static_cast<uint64_t>(bytes)}}, stream));
+}
 
 int32_t kvl_gpu_wait(int32_t device, void* stream) {
     const kvl::OnDevice on_device(device);

@@ -3,9 +3,11 @@
 #define KVLINGUA_CUDA_RUNTIME_H_
 
 #include <cstring>
+#include <vector>
 
 #include "../kvlingua_gpu.h"
 #include "kernel.h"
+#include "large_pieces.h"
 #include "platform.h"
 
 #if defined(__HIP__)
@@ -76,6 +78,34 @@ int run_kernel(Work<kWords>* work, uint32_t blocks, void* stream) {
                                      dim3(kThreads), arguments, 0, static_cast<KVL_RUNTIME(Stream_t)>(stream));
 }
 
+// The pieces, in any order: by one call where the platform has one for many, and is not capturing a graph.
+inline int copy_pieces(const std::vector<Piece>& pieces, void* queue) {
+    const auto stream = static_cast<KVL_RUNTIME(Stream_t)>(queue);
+#if defined(__CUDACC__)
+    cudaStreamCaptureStatus capture = cudaStreamCaptureStatusNone;
+    if (const int error = cudaStreamIsCapturing(stream, &capture)) return error;
+    if (pieces.size() > 1 && stream && capture == cudaStreamCaptureStatusNone) {
+        std::vector<void*> to(pieces.size());
+        std::vector<const void*> from(pieces.size());
+        std::vector<size_t> bytes(pieces.size());
+        for (size_t i = 0; i < pieces.size(); ++i) {
+            from[i] = reinterpret_cast<const void*>(pieces[i].source);
+            to[i] = reinterpret_cast<void*>(pieces[i].target);
+            bytes[i] = pieces[i].bytes;
+        }
+        cudaMemcpyAttributes attributes = {};
+        attributes.srcAccessOrder = cudaMemcpySrcAccessOrderStream;
+        return cudaMemcpyBatchAsync(to.data(), from.data(), bytes.data(), pieces.size(), attributes, stream);
+    }
+#endif
+    int error = 0;
+    for (size_t i = 0; i < pieces.size() && !error; ++i)
+        error = KVL_RUNTIME(MemcpyAsync)(reinterpret_cast<void*>(pieces[i].target),
+                                         reinterpret_cast<const void*>(pieces[i].source), pieces[i].bytes,
+                                         KVL_RUNTIME(MemcpyDefault), stream);
+    return error;
+}
+
 #else
 
 inline int devices(int* count) { return *count = 1, 0; }
@@ -89,6 +119,12 @@ inline int describe(int, kvl_gpu_device* found) {
 inline int pin(void* memory, size_t, void** mapped) { return *mapped = memory, 0; }
 inline int unpin(void*) { return 0; }
 inline int wait(void*) { return 0; }
+
+inline int copy_pieces(const std::vector<Piece>& pieces, void*) {
+    for (const Piece& piece : pieces)
+        std::memcpy(reinterpret_cast<void*>(piece.target), reinterpret_cast<const void*>(piece.source), piece.bytes);
+    return 0;
+}
 
 class OnDevice {
   public:

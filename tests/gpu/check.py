@@ -25,8 +25,8 @@ CLONE = Path(__file__).parents[2]
 SITE = CLONE / "build" / "gpu"
 LIBRARIES = SITE / "kvlingua" / "_lib"
 RESULTS = CLONE / "matrix" / "results"
-GPU_SOURCES = ("cuda/gpu.cu", "cuda/launches.cpp", "cuda/parts.cpp")
-GPU_SOURCES += ("check.cpp", "message.cpp", "reach.cpp", "tables.cpp")
+GPU_SOURCES = ("cuda/gpu.cu", "cuda/large_pieces.cpp", "cuda/launches.cpp", "cuda/parts.cpp")
+GPU_SOURCES += ("check.cpp", "message.cpp", "reach.cpp", "runs.cpp", "tables.cpp")
 # No configuration of ours: it asks for plugins that such a machine may lack.
 PYTEST = [sys.executable, "-m", "pytest", "-q", "-c", os.devnull, f"--rootdir={CLONE}", "--import-mode=importlib"]
 PYTEST += ["--noconftest", "-p", "no:cacheprovider"]

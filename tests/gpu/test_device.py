@@ -115,7 +115,13 @@ def test_a_captured_graph(engine: Engine, chunk: torch.Tensor) -> None:
         assert torch.equal(chunk, engine.wanted())
 
 
-def test_pinned_memory_both_ways(engine: Engine, pinned: Pinned) -> None:
+@pytest.mark.parametrize("way", [{"stage_bytes": 0}, {"stage_bytes": 1}, {"stage_bytes": 0, "piece_bytes": 256}])
+def test_pinned_memory_both_ways(
+    engine: Engine, pinned: Pinned, monkeypatch: pytest.MonkeyPatch, way: dict[str, int]
+) -> None:
+    """By kernels alone, by way of a buffer on the device, and by copy engines alone."""
+    usual = gpu.tuning
+    monkeypatch.setattr(gpu, "tuning", lambda name, count: usual(name, count)._replace(**way))
     convert(engine.view, canonical(pinned.buffer))
     torch.cuda.synchronize()
     host = torch.frombuffer(pinned._map, dtype=torch.bfloat16).view(2, HEADS, LAYERS, TOKENS, DIM)

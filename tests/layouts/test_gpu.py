@@ -118,6 +118,21 @@ def test_pinned_memory_by_the_twin() -> None:
     assert found.name == b"host twin"
 
 
+def test_every_function_is_declared() -> None:
+    """Addresses have 64 bits; ctypes would cut those of a function that isn't."""
+    twin = builds.twin()
+    library = gpu.load(twin).library if twin else None
+    if library is None:
+        pytest.skip("there is no C++ compiler to make the host twin with")
+    header = (Path(__file__).parents[2] / "csrc" / "kvlingua_gpu.h").read_text("utf-8")
+    names = {
+        line.partition("(")[0].split()[-1].lstrip("*") for line in header.splitlines() if line.startswith("KVL_API")
+    }
+    assert {"kvl_gpu_convert", "kvl_gpu_copy"} < names
+    undeclared = {name for name in names if getattr(library, name).argtypes is None}
+    assert undeclared == {"kvl_gpu_abi_version"}
+
+
 def test_cpus_near_a_device(tmp_path: Path) -> None:
     device = tmp_path / "bus/pci/devices/0000:0a:00.0"
     node = tmp_path / "devices/system/node/node1"

@@ -7,7 +7,8 @@ int32_t call_library(const kvl_plan& plan) {
     verdict = 0;
     const int32_t sizes[] = {0, 1, 5000, INT32_MAX};
     const int32_t size = sizes[static_cast<uint64_t>(plan.tokens) % 4];
-    const kvl_gpu_call call = {&plan, nullptr, reinterpret_cast<uint64_t>(&verdict), 0, size, 1, 0};
+    const kvl_gpu_call call = {
+        &plan, nullptr, reinterpret_cast<uint64_t>(&verdict), 0, size, 1, 0, plan.tokens % 3 ? 0 : 64};
     const int32_t code = kvl_gpu_convert(&call);
     return code ? code : static_cast<int32_t>(verdict);
 }
