@@ -68,7 +68,9 @@ def _install(clone: Path, folder: Path) -> None:
         "install",
         "--no-deps",
         "--no-build-isolation",
-        "--config-settings=cmake.define.KVLINGUA_GPU=OFF",  # the engines' environments are for CPUs
+        # The engines' environments are for CPUs. A folder of its own: what is set is remembered there.
+        "--config-settings=cmake.define.KVLINGUA_GPU=OFF",
+        "--config-settings=build-dir=build/cmake/site",
         "--target",
         str(temporary),
         str(clone),
