@@ -65,6 +65,8 @@ def library_path(platform: Platform) -> Path:
     return native.library_path().with_name(f"libkvlingua_{platform}.so")
 
 
+_hip: Loaded | None = None
+
 _FUNCTIONS: Mapping[str, tuple[Any, ...]] = {
     "kvl_gpu_convert": (POINTER(Call),),
     "kvl_gpu_copy": (c_int32, c_void_p, c_void_p, c_void_p, c_int64),
@@ -125,14 +127,21 @@ def here() -> Loaded:
     found = platform()
     if found is None:
         return Loaded(None, "this process has neither CUDA nor HIP: import a torch built for one of them first")
-    if found == "hip":
+    return _on_hip() if found == "hip" else load(library_path(found))
+
+
+def _on_hip() -> Loaded:
+    """The library for AMD's GPUs, whose calls of HIP go to the run time that the process has."""
+    global _hip
+    if _hip is None:
         runtime = _mapped("libamdhip64.so")
         if runtime is None:
             return Loaded(
                 None, "torch is built for ROCm, but libamdhip64.so isn't loaded: use a GPU through torch first"
             )
-        ctypes.CDLL(runtime, mode=ctypes.RTLD_GLOBAL)  # where our library's calls are to be found
-    return load(library_path(found))
+        ctypes.CDLL(runtime, mode=ctypes.RTLD_GLOBAL)
+        _hip = load(library_path("hip"))
+    return _hip
 
 
 def available() -> bool:

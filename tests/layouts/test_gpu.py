@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import ctypes.util
 import subprocess
 import sys
 from pathlib import Path
@@ -73,7 +74,7 @@ def test_torch_decides(monkeypatch: pytest.MonkeyPatch, hip: str | None, cuda: s
 
 
 def test_without_torch_what_is_loaded_decides(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.delitem(sys.modules, "torch")
+    monkeypatch.delitem(sys.modules, "torch", raising=False)
     assert gpu.platform() is None
     monkeypatch.setattr(gpu, "_mapped", lambda name: "/usr/lib/libcuda.so.1" if name == "libcuda.so" else None)
     assert gpu.platform() == "cuda"
@@ -94,6 +95,23 @@ def test_the_cuda_library_loads_without_a_driver() -> None:
     done = subprocess.run([sys.executable, "-P", "-c", script], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "True"
     assert gpu.describe().startswith("libkvlingua_cuda.so, ABI 1: ")
+
+
+def test_the_hip_library_takes_the_run_time_of_the_process() -> None:
+    """Alone it doesn't load; once the process has HIP, it does, and says what HIP says."""
+    path = gpu.library_path("hip")
+    runtime = ctypes.util.find_library("amdhip64")
+    if not path.is_file() or runtime is None:
+        pytest.skip("there was no hipcc when kvlingua was installed, or there is no HIP here")
+    script = f"""
+import ctypes
+from kvlingua.layouts import gpu
+print("in a process that has HIP" in gpu.describe())
+ctypes.CDLL({runtime!r})
+print(gpu.platform(), "libkvlingua_hip.so, ABI 1: " in gpu.describe())
+"""
+    done = subprocess.run([sys.executable, "-P", "-c", script], capture_output=True, text=True, check=True)
+    assert done.stdout.splitlines() == ["True", "hip True"]
 
 
 def test_absent_and_foreign_libraries(tmp_path: Path) -> None:
