@@ -1,6 +1,6 @@
 """Everything that a GPU has to show, as `make gpu-check` runs it on an offline machine with an NVIDIA GPU.
 
-python -m tests.gpu.check [--architecture 90]
+python -m tests.gpu.check [--architecture 90] [--wheels FOLDER]
 
 Builds the libraries with g++ and nvcc into build/gpu, runs the kernels' tests and the property tests of layouts on the
 device, a short set under compute-sanitizer, then benchmarks/gpu.py, and writes matrix/results/gpu-NAME.json: the GPU's
@@ -66,6 +66,12 @@ def build(architecture: str) -> None:
     subprocess.run([*gpu, "-o", LIBRARIES / "libkvlingua_cuda.so"], check=True)
 
 
+def bring(wheels: Path) -> None:
+    """Install wheels beside our package; nothing is downloaded."""
+    pip = [sys.executable, "-m", "pip", "install", "--quiet", "--no-index", "--no-deps", f"--target={SITE}"]
+    subprocess.run([*pip, *sorted(wheels.glob("*.whl"))], check=True)
+
+
 def passed(name: str, command: list[str]) -> dict[str, object]:
     """Run it; how long it took and its last line."""
     say(name)
@@ -116,16 +122,19 @@ def versions() -> dict[str, str]:
 def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m tests.gpu.check", description=__doc__)
     parser.add_argument("--architecture", help="of the GPU, as 90; torch says it otherwise")
-    chosen = parser.parse_args().architecture
+    parser.add_argument("--wheels", type=Path, help="folder of wheels that this Python lacks; used for this check only")
+    chosen = parser.parse_args()
     try:
         import torch
     except ImportError:
         sys.exit(f"gpu-check: {sys.executable} has no torch; name another Python: make gpu-check PYTHON=...")
     if not torch.cuda.is_available() or torch.version.cuda is None:
         sys.exit("gpu-check: torch finds no NVIDIA GPU here, so nothing was run")
-    architecture = chosen or "".join(map(str, torch.cuda.get_device_capability(0)))
+    architecture = chosen.architecture or "".join(map(str, torch.cuda.get_device_capability(0)))
     say(f"building for sm_{architecture}")
     build(architecture)
+    if chosen.wheels:
+        bring(chosen.wheels)
     ran = [passed("tests on the device", [*PYTEST, *ON_DEVICE])]
     ran.append(passed("property tests on the device", [*PYTEST, *PROPERTIES]))
     ran.append(sanitized())
