@@ -30,7 +30,6 @@ import torch
 from benchmarks.baselines import Clock, Ratio, Run, interleaved
 from kvlingua.layouts import Buffer, Geometry, View, convert, format, gpu
 from kvlingua.layouts.pinned import Pinned
-from kvlingua.layouts.tuning import Tuning, tuning
 
 LAYERS, HEADS, DIM, PAGE, CHUNK = 32, 8, 128, 16, 64
 MODEL = Geometry.kv(LAYERS, HEADS, DIM, "bfloat16")
@@ -124,10 +123,10 @@ PIECES = {"stage_bytes": 0, "piece_bytes": 1}
 
 def transfer(source: View, target: View, way: Mapping[str, int]) -> Run:
     """A conversion by one way of reaching pinned memory, or by the one that tuning.toml chooses."""
-    usual = tuning
+    usual = gpu.tuned
 
     def run() -> None:
-        with patch("kvlingua.layouts.gpu.tuning", lambda name, count: usual(name, count)._replace(**way)):
+        with patch.object(gpu, "tuned", lambda index: usual(index)._replace(**way)):
             convert(source, target)
 
     return run
@@ -194,7 +193,8 @@ def host_time() -> dict[str, object]:
 def tuned(tokens: int) -> Iterator[Mapping[str, object]]:
     """The ratio of every way within the device for other cuts of the work."""
     for block_bytes, waves in TRIED:
-        with patch.object(gpu, "tuning", lambda name, count, b=block_bytes, w=waves: Tuning(b, w * count)):
+        cut = gpu.tuned(0)._replace(block_bytes=block_bytes, blocks=waves * gpu.device(0).multiprocessors)
+        with patch.object(gpu, "tuned", lambda index, cut=cut: cut):
             for way in within_the_device(tokens):
                 row = measured(way)
                 yield {"name": row["name"], "block_bytes": block_bytes, "waves": waves, "ratio": row["ratio"]}

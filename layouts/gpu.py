@@ -178,6 +178,13 @@ def device(index: int) -> Device:
     return _describe(_library(), index)
 
 
+@cache
+def tuned(index: int) -> Tuning:
+    """How conversions are cut on a GPU."""
+    found = device(index)
+    return tuning(found.name.decode(), found.multiprocessors)
+
+
 def _describe(library: ctypes.CDLL, index: int) -> Device:
     found = Device()
     _check(library, library.kvl_gpu_describe(index, byref(found)))
@@ -193,8 +200,9 @@ def run(plan: Plan, stream: int | None = None) -> None:
     """
     library, index = _library(), int(plan.device.partition(":")[2] or 0)
     queue = current_stream(index) if stream is None else stream
-    size = tuning(device(index).name.decode(), device(index).multiprocessors)
-    pinned = next((view for view in (plan.source, plan.target) if view.pool.device == "pinned"), None)
+    size = tuned(index)
+    source, target = plan.source, plan.target
+    pinned = source if source.pool.device == "pinned" else target if target.pool.device == "pinned" else None
     if pinned and _is_staged(plan, pinned, size):
         buffer = _staging_buffer(index, queue, size.staging_bytes)
         run_staged(plan, pinned, buffer, library, Call(None, queue, 0, index, size.block_bytes, size.blocks, 0, 0))
@@ -226,7 +234,7 @@ def _is_staged(plan: Plan, pinned: View, size: Tuning) -> bool:
     """Whether so much is transferred that copy engines are quicker; the buffer is torch's."""
     nbytes = pinned.pool.geometry.block_bytes(pinned.pool.extent, pinned.tokens)
     large = 0 < size.stage_bytes <= nbytes
-    return large and "torch" in sys.modules and not plan.compares and can_stage(plan, pinned, size.staging_bytes)
+    return large and "torch" in sys.modules and not plan.recipe.compares and can_stage(plan, pinned, size.staging_bytes)
 
 
 def _staging_buffer(index: int, queue: int, nbytes: int) -> Buffer:
@@ -238,7 +246,7 @@ def _staging_buffer(index: int, queue: int, nbytes: int) -> Buffer:
 
 def launch(plan: Plan, library: ctypes.CDLL, call: Call) -> None:
     """Make a call for a plan; where it compares, wait for the verdict. As `run`."""
-    if not plan.compares:
+    if not plan.recipe.compares:
         _refuse(plan, library, library.kvl_gpu_convert(byref(call)))
         return
     verdict = _verdict(library)

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from array import array
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import cached_property, lru_cache
 
 from kvlingua.layouts.arrangement import Arrangement, Digits
 from kvlingua.layouts.casts import Conversion, Op, conversions
@@ -67,6 +67,11 @@ class Recipe:
     conversions: tuple[Conversion, ...]
     planes: tuple[PlaneCopy, ...]
 
+    @cached_property
+    def compares(self) -> bool:
+        """Whether something has to be compared before anything is written."""
+        return any(copy.op is Op.COPY_EQUAL or copy.once for copy in self.planes)
+
 
 @dataclass(frozen=True, slots=True)
 class Plan:
@@ -84,12 +89,8 @@ class Plan:
     @property
     def device(self) -> str:
         """Where it runs: `cpu`, or the GPU whose memory one of the sides is."""
-        return next((pool.device for pool in (self.source.pool, self.target.pool) if pool.device not in _HOST), "cpu")
-
-    @property
-    def compares(self) -> bool:
-        """Whether something has to be compared before anything is written."""
-        return any(copy.op is Op.COPY_EQUAL or copy.once for copy in self.recipe.planes)
+        ours, theirs = self.source.pool.device, self.target.pool.device
+        return ours if ours not in _HOST else theirs if theirs not in _HOST else "cpu"
 
     @property
     def extent(self) -> Extent:

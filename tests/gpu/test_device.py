@@ -120,8 +120,8 @@ def test_pinned_memory_both_ways(
     engine: Engine, pinned: Pinned, monkeypatch: pytest.MonkeyPatch, way: dict[str, int]
 ) -> None:
     """By kernels alone, by way of a buffer on the device, and by copy engines alone."""
-    usual = gpu.tuning
-    monkeypatch.setattr(gpu, "tuning", lambda name, count: usual(name, count)._replace(**way))
+    usual = gpu.tuned
+    monkeypatch.setattr(gpu, "tuned", lambda index: usual(index)._replace(**way))
     convert(engine.view, canonical(pinned.buffer))
     torch.cuda.synchronize()
     host = torch.frombuffer(pinned._map, dtype=torch.bfloat16).view(2, HEADS, LAYERS, TOKENS, DIM)
@@ -159,7 +159,7 @@ def test_static_scales_are_compared_on_the_device() -> None:
 
     source = view("vllm_lbnhc", list(rows), 16, 4, [2], 0)
     into = view("hf_static", [target[i, j] for i in range(2) for j in range(2)], 16, 1, [0], 2)
-    assert make_plan(source, into).compares
+    assert make_plan(source, into).recipe.compares
     convert(source, into)
     torch.cuda.synchronize()
     assert target.any()
