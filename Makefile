@@ -12,10 +12,10 @@ OTHER_ENGINES := $(filter-out hf,$(subst $(comma), ,$(ENGINES)))
 PLACE := $(shell printf %s '$(CURDIR)' | cksum | cut -d' ' -f1)
 DEPS := $(VENV)/.deps-$(PLACE)
 INSTALLED := $(VENV)/.installed-$(PLACE)
-NATIVE := CMakeLists.txt $(wildcard csrc/*.cpp csrc/*.h)
+NATIVE := $(wildcard CMakeLists.txt csrc/cuda/CMakeLists.txt rocm/CMakeLists.txt csrc/*.cpp csrc/*.h csrc/cuda/*)
 # Sources beside the package that are typed as strictly.
 TYPED := engines demo benchmarks matrix $(wildcard docs/*.py)
-FORMATTED := $(wildcard csrc/*.cpp csrc/*.h tests/native/*.cpp tests/native/*.h)
+FORMATTED := $(wildcard csrc/*.cpp csrc/*.h csrc/cuda/*.cpp csrc/cuda/*.h csrc/cuda/*.cu rocm/*.h tests/native/*.cpp tests/native/*.h)
 FUZZ_SECONDS ?= 600
 
 # Two makes at once in one clone wait for each other where there is flock; the second then finds its work done.
@@ -25,10 +25,10 @@ LOCKED := $(if $(shell command -v flock),flock .make.lock) $(MAKE) --no-print-di
 unexport PYTHONPATH PYTHONHOME VIRTUAL_ENV
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help setup _setup _why_no_library check check-native check-cpus fuzz format test test-fast engines engines-clean site demo clean
+.PHONY: help setup _setup _why_no_library check check-native check-cpus check-kernels kernels-report gpu-check fuzz format test test-fast engines engines-clean site demo clean
 
 help: ## list the targets
-	@sed -n 's/^\([a-z-]*\):[^#]*## /\1|/p' $(MAKEFILE_LIST) | awk -F'|' '{printf "  make %-14s %s\n", $$1, $$2}'
+	@sed -n 's/^\([a-z-]*\):[^#]*## /\1|/p' $(MAKEFILE_LIST) | awk -F'|' '{printf "  make %-15s %s\n", $$1, $$2}'
 
 setup: ## make .venv with everything development needs (again only when something changed)
 	@$(LOCKED) _setup
@@ -73,6 +73,15 @@ check-native: setup ## the native library under sanitizers: its tests once more,
 check-cpus: setup ## the native library on aarch64 and on an x86-64 without AVX, emulated (where qemu is installed)
 	$(PY) -m tests.native.check cpus
 
+check-kernels: setup ## the kernels for GPUs, compiled for every architecture that a compiler here knows
+	$(PY) -m tests.native.kernels
+
+kernels-report: setup ## the same, with registers, spills and shared memory of each
+	@$(PY) -m tests.native.kernels --report
+
+gpu-check: ## on a machine with an NVIDIA GPU, torch and nvcc, offline: build, test, measure, write the result
+	PYTHONPATH=. $(PYTHON) -m tests.gpu.check $(if $(WHEELS),--wheels $(WHEELS))
+
 fuzz: setup ## fuzz the native library for FUZZ_SECONDS (600)
 	$(PY) -m tests.native.check fuzz --seconds $(FUZZ_SECONDS)
 
@@ -81,8 +90,9 @@ format: setup ## rewrite the sources in the project's style
 	$(VENV)/bin/ruff format .
 	$(VENV)/bin/clang-format -i $(FORMATTED)
 
-test: check engines site ## make check, half a minute of fuzzing under sanitizers, all tests, real engines
+test: check engines site ## make check, half a minute of fuzzing under sanitizers, kernels for all GPUs, all tests, real engines
 	$(if $(shell command -v $(CXX)),$(PY) -m tests.native.check fuzz --seconds 30,@echo "no C++ compiler: nothing to fuzz")
+	$(PY) -m tests.native.kernels
 	$(PYTEST) -m 'not engine'
 	$(PYTEST) -m engine
 

@@ -11,6 +11,8 @@
 
 #include <cstdint>
 
+#include "anywhere.h"
+
 namespace {
 
 constexpr uint32_t kSign = 0x80000000, kAbs = 0x7fffffff, kInfinity = 0x7f800000, kNan = 0x7fc00000;
@@ -27,11 +29,11 @@ struct F32 {
     static constexpr uint32_t kMagnitude = kAbs, kLargest = kInfinity - 1;
     static constexpr bool kPacked = false, kNanIsSign = false;
     template <class V>
-    static typename V::U decode(typename V::U code) {
+    KVL_ANYWHERE static typename V::U decode(typename V::U code) {
         return code;
     }
     template <class V>
-    static typename V::U encode(typename V::U x) {
+    KVL_ANYWHERE static typename V::U encode(typename V::U x) {
         return V::if_nan(x, V::all(kNan), x);
     }
 };
@@ -41,11 +43,11 @@ struct Bf16 {
     static constexpr uint32_t kMagnitude = 0x7fff, kLargest = 0x7f7f;
     static constexpr bool kPacked = false, kNanIsSign = false;
     template <class V>
-    static typename V::U decode(typename V::U code) {
+    KVL_ANYWHERE static typename V::U decode(typename V::U code) {
         return code;
     }
     template <class V>
-    static typename V::U encode(typename V::U x) {
+    KVL_ANYWHERE static typename V::U encode(typename V::U x) {
         const auto odd = V::bit_and(V::template right<16>(x), V::all(1));
         const auto code = V::template right<16>(V::add(V::add(x, V::all(0x7fff)), odd));
         return V::if_nan(x, V::all(kNan >> 16), code);
@@ -65,7 +67,7 @@ struct Small {
 
     // The fp32 of a finite number's magnitude.
     template <class V>
-    static typename V::U decode_magnitude(typename V::U code) {
+    KVL_ANYWHERE static typename V::U decode_magnitude(typename V::U code) {
         const auto magnitude = V::template right<kDown>(V::bit_and(code, V::all(kAbs)));
         // As if all had the leading one that subnormal numbers lack: for them twice the number is least + the right
         // one, for normal ones it is at least least + themselves.
@@ -76,7 +78,7 @@ struct Small {
     // How many units in the last place |x| comes to, counted through all exponents as codes do; not capped at the
     // largest, which comes out for 2^20 times as much as well. More than 2^21 for NaN.
     template <class V>
-    static typename V::U units(typename V::U x) {
+    KVL_ANYWHERE static typename V::U units(typename V::U x) {
         const auto magnitude = V::bit_and(x, V::all(kAbs));
         // A power of two so large that adding it rounds to the last place; subnormal numbers share the least's.
         const auto exponent = V::bit_and(V::max(magnitude, V::all(kLeast)), V::all(kInfinity));
@@ -92,7 +94,7 @@ struct F16 : Small<uint16_t, 5, 10, 15> {
     static constexpr uint32_t kLargest = kExponent - 1;
     static constexpr bool kPacked = false, kNanIsSign = false;
     template <class V>
-    static typename V::U decode(typename V::U code) {
+    KVL_ANYWHERE static typename V::U decode(typename V::U code) {
         const auto x = decode_magnitude<V>(code);
         const auto special = V::add(x, V::all(kInfinity - (kExponent << kShift) - (kLeast - (1u << 23))));
         const auto past = V::all((kLargest << kUpper) | 0xffff);
@@ -100,7 +102,7 @@ struct F16 : Small<uint16_t, 5, 10, 15> {
                          V::bit_and(code, V::all(kSign)));
     }
     template <class V>
-    static typename V::U encode(typename V::U x) {
+    KVL_ANYWHERE static typename V::U encode(typename V::U x) {
         const auto code = V::min(V::sub(units<V>(x), V::all(kFirst)), V::all(kExponent));
         const auto sign = V::bit_and(V::template right<16>(x), V::all(kSign >> 16));
         return V::if_nan(x, V::all(0x7e00), V::bit_or(code, sign));
@@ -111,7 +113,7 @@ struct E5m2 : Small<uint8_t, 5, 2, 15> {
     static constexpr uint32_t kLargest = kExponent - 1, kNanCode = 0x7f, kUnsigned = kNanCode;
     static constexpr bool kPacked = true, kNanIsSign = false;
     template <class V>
-    static typename V::U decode(typename V::U code) {
+    KVL_ANYWHERE static typename V::U decode(typename V::U code) {
         return F16::decode<V>(code);  // its upper byte
     }
 };
@@ -121,7 +123,7 @@ struct E4m3fn : Small<uint8_t, 4, 3, 7> {
     static constexpr uint32_t kLargest = kMagnitude - 1, kNanCode = kMagnitude, kUnsigned = kNanCode;
     static constexpr bool kPacked = true, kNanIsSign = false;
     template <class V>
-    static typename V::U decode(typename V::U code) {
+    KVL_ANYWHERE static typename V::U decode(typename V::U code) {
         const auto x = V::if_greater(V::bit_and(code, V::all(kAbs)), V::all((kNanCode << kUpper) - 1), V::all(kNan),
                                      decode_magnitude<V>(code));
         return V::bit_or(x, V::bit_and(code, V::all(kSign)));
@@ -132,7 +134,7 @@ struct E4m3fnuz : Small<uint8_t, 4, 3, 8> {
     static constexpr uint32_t kLargest = kMagnitude, kNanCode = kMagnitude + 1, kUnsigned = 0;
     static constexpr bool kPacked = true, kNanIsSign = true;
     template <class V>
-    static typename V::U decode(typename V::U code) {
+    KVL_ANYWHERE static typename V::U decode(typename V::U code) {
         const auto x = V::bit_or(decode_magnitude<V>(code), V::bit_and(code, V::all(kSign)));
         return V::if_equal(code, V::all(kSign), V::all(kNan), x);
     }

@@ -6,29 +6,31 @@
 #include <cstdint>
 #include <cstring>
 
+#include "anywhere.h"
+
 namespace {
 
 struct Scalar {
     using U = uint32_t;
     static constexpr int64_t kLanes = 1, kGroup = 64;
-    static U all(uint32_t x) { return x; }
+    KVL_ANYWHERE static U all(uint32_t x) { return x; }
     static U each(const float* p) { return bits(*p); }
-    static U bit_and(U a, U b) { return a & b; }
-    static U bit_or(U a, U b) { return a | b; }
-    static U add(U a, U b) { return a + b; }
-    static U sub(U a, U b) { return a - b; }
-    static U min(U a, U b) { return a < b ? a : b; }
-    static U max(U a, U b) { return a > b ? a : b; }
+    KVL_ANYWHERE static U bit_and(U a, U b) { return a & b; }
+    KVL_ANYWHERE static U bit_or(U a, U b) { return a | b; }
+    KVL_ANYWHERE static U add(U a, U b) { return a + b; }
+    KVL_ANYWHERE static U sub(U a, U b) { return a - b; }
+    KVL_ANYWHERE static U min(U a, U b) { return a < b ? a : b; }
+    KVL_ANYWHERE static U max(U a, U b) { return a > b ? a : b; }
     template <int n>
-    static U right(U a) {
+    KVL_ANYWHERE static U right(U a) {
         return a >> n;
     }
-    static U if_greater(U a, U b, U yes, U no) { return a > b ? yes : no; }
-    static U if_equal(U a, U b, U yes, U no) { return a == b ? yes : no; }
-    static U if_nan(U x, U yes, U no) { return (x & 0x7fffffff) > 0x7f800000 ? yes : no; }
-    static U add_f(U a, U b) { return bits(number(a) + number(b)); }
-    static U sub_f(U a, U b) { return bits(number(a) - number(b)); }
-    static U mul_f(U a, U b) { return bits(number(a) * number(b)); }
+    KVL_ANYWHERE static U if_greater(U a, U b, U yes, U no) { return a > b ? yes : no; }
+    KVL_ANYWHERE static U if_equal(U a, U b, U yes, U no) { return a == b ? yes : no; }
+    KVL_ANYWHERE static U if_nan(U x, U yes, U no) { return (x & 0x7fffffff) > 0x7f800000 ? yes : no; }
+    KVL_ANYWHERE static U add_f(U a, U b) { return bits(number(a) + number(b)); }
+    KVL_ANYWHERE static U sub_f(U a, U b) { return bits(number(a) - number(b)); }
+    KVL_ANYWHERE static U mul_f(U a, U b) { return bits(number(a) * number(b)); }
 
     template <typename T>
     static void load(const char* p, U* x) {
@@ -42,13 +44,16 @@ struct Scalar {
         for (int i = 0; i < kGroup; ++i) out[i] = static_cast<T>(codes[i]);
         std::memcpy(p, out, sizeof(out));
     }
+    // The code of a packed format, from its units and the number that they came from.
+    template <class F>
+    KVL_ANYWHERE static U finish(U units, U x) {
+        const U code = if_nan(x, F::kNanCode, min(units - F::kFirst, F::kLargest));
+        return code | (code == F::kUnsigned ? 0 : x >> 24 & 0x80);
+    }
     template <class F, bool kBounded>
     static void store_small(char* p, const U* units, const U* x, bool) {
         uint8_t out[kGroup];
-        for (int i = 0; i < kGroup; ++i) {
-            const U code = if_nan(x[i], F::kNanCode, min(units[i] - F::kFirst, F::kLargest));
-            out[i] = static_cast<uint8_t>(code | (code == F::kUnsigned ? 0 : x[i] >> 24 & 0x80));
-        }
+        for (int i = 0; i < kGroup; ++i) out[i] = static_cast<uint8_t>(finish<F>(units[i], x[i]));
         std::memcpy(p, out, sizeof(out));
     }
 
@@ -77,14 +82,14 @@ struct Scalar {
     }
 
   private:
-    static float number(U u) {
+    KVL_ANYWHERE static float number(U u) {
         float f;
-        std::memcpy(&f, &u, sizeof(f));
+        __builtin_memcpy(&f, &u, sizeof(f));
         return f;
     }
-    static U bits(float f) {
+    KVL_ANYWHERE static U bits(float f) {
         U u;
-        std::memcpy(&u, &f, sizeof(u));
+        __builtin_memcpy(&u, &f, sizeof(u));
         return u;
     }
 };

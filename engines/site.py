@@ -16,7 +16,8 @@ from engines.lock import locked
 from engines.progress import step
 
 CLONE = Path(__file__).resolve().parent.parent
-SOURCES = ("adapters", "common", "layouts", "csrc", "src", "pyproject.toml", "CMakeLists.txt", "README.md", "LICENSE")
+FOLDERS = ("adapters", "common", "layouts", "csrc", "rocm", "src")
+SOURCES = (*FOLDERS, "pyproject.toml", "CMakeLists.txt", "README.md", "LICENSE")
 KEPT = 3  # states that stay, for engines started before the last change
 
 
@@ -67,6 +68,9 @@ def _install(clone: Path, folder: Path) -> None:
         "install",
         "--no-deps",
         "--no-build-isolation",
+        # The engines' environments are for CPUs. A folder of its own: what is set is remembered there.
+        "--config-settings=cmake.define.KVLINGUA_GPU=OFF",
+        "--config-settings=build-dir=build/cmake/site",
         "--target",
         str(temporary),
         str(clone),

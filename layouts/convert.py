@@ -6,7 +6,7 @@ import logging
 from functools import cache
 from typing import Literal
 
-from kvlingua.layouts import native
+from kvlingua.layouts import gpu, native
 from kvlingua.layouts.checks import check
 from kvlingua.layouts.errors import LayoutError
 from kvlingua.layouts.plan import make_plan
@@ -18,18 +18,27 @@ Backend = Literal["auto", "native", "torch"]
 
 
 def convert(
-    source: View, target: View, *, threads: int = 1, backend: Backend = "auto", allow_lossy: bool = False
+    source: View,
+    target: View,
+    *,
+    threads: int = 1,
+    backend: Backend = "auto",
+    allow_lossy: bool = False,
+    stream: int | None = None,
 ) -> None:
     """Bring token `source.start + i` to token `target.start + i`, for all planes of the heads and layers both hold.
 
     Bits are copied where both sides keep them alike; dims are permuted, numbers cast and scales converted where they
     don't (docs/format/layout.md says how exactly). Bytes of the target outside that range stay as they are.
     `threads` is the most that may be used. allow_lossy: conversions that lose precision are wanted; else refused.
-    backend: `native` is the C++ library, `torch` the reference; `auto` takes the library if it is installed.
-    The caller holds both memories still meanwhile; the GIL is released.
+    backend: `native` is our library for where the memory is: C++ for CPUs, CUDA or HIP for GPUs; `torch` the reference;
+    `auto` takes the library if there is one.
+    On a GPU the work is launched on `stream` (None: torch's current one) and has happened once that has come so far.
+    Until then the caller holds both memories still, but for pinned memory tables and views may change at once. On a CPU
+    it has happened on return; the GIL is released.
 
-    Raises LayoutError, before anything is written, if the views are of different models, token counts or of another
-    device than the CPU, have no head or layer in common, overlap in memory, a block table names a block that isn't
+    Raises LayoutError, before anything is written, if the views are of different models or token counts, lie where no
+    one device reaches both, have no head or layer in common, overlap in memory, a block table names a block that isn't
     there, or the target's one twice, precision would be lost without leave, or scales meet that differ.
     """
     if threads < 1:
@@ -39,11 +48,16 @@ def convert(
     plan = make_plan(source, target, allow_lossy)
     if plan.tokens == 0:
         return
-    if backend == "native" or (backend == "auto" and native.available()):
-        native.run(plan, threads)
+    on_cpu = plan.device == "cpu"
+    library = native if on_cpu else gpu
+    if backend == "native" or (backend == "auto" and library.available()):
+        if on_cpu:
+            native.run(plan, threads)
+        else:
+            gpu.run(plan, stream)
         return
     if backend == "auto":
-        _warn_slow()
+        _warn_slow(library.describe())
     try:
         from kvlingua.layouts import reference
     except ImportError as error:
@@ -55,5 +69,5 @@ def convert(
 
 
 @cache
-def _warn_slow() -> None:
-    _log.warning("conversions run through torch, which is slow: %s", native.describe())
+def _warn_slow(why: str) -> None:
+    _log.warning("conversions run through torch, which is slow: %s", why)

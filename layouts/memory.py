@@ -12,7 +12,10 @@ from kvlingua.layouts.errors import LayoutError
 
 @dataclass(frozen=True, slots=True)
 class Buffer:
-    """`nbytes` bytes from address `pointer` on, on `device`. `owner` keeps them alive and isn't compared."""
+    """`nbytes` bytes from address `pointer` on, on `device`. `owner` keeps them alive and isn't compared.
+
+    device: `cpu`; `pinned` for memory of the CPU that GPUs reach, too (pinned.py); a GPU's as torch calls it, `cuda:0`.
+    """
 
     pointer: int
     nbytes: int
@@ -44,7 +47,7 @@ class Buffer:
             storage = obj.untyped_storage()
             pointer = int(obj.data_ptr())
             nbytes = int(storage.data_ptr()) + int(storage.nbytes()) - pointer if pointer else 0
-            return cls(pointer, nbytes, obj, str(obj.device.type))
+            return cls(pointer, nbytes, obj, str(obj.device))
         try:
             view = memoryview(obj)
         except TypeError:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from array import array
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import cached_property, lru_cache
 
 from kvlingua.layouts.arrangement import Arrangement, Digits
 from kvlingua.layouts.casts import Conversion, Op, conversions
@@ -16,6 +16,8 @@ from kvlingua.layouts.errors import LayoutError
 from kvlingua.layouts.geometry import Extent, Plane
 from kvlingua.layouts.refinement import Axis, Row, pieces
 from kvlingua.layouts.view import Pool, View
+
+_HOST = ("cpu", "pinned")
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,6 +67,11 @@ class Recipe:
     conversions: tuple[Conversion, ...]
     planes: tuple[PlaneCopy, ...]
 
+    @cached_property
+    def compares(self) -> bool:
+        """Whether something has to be compared before anything is written."""
+        return any(copy.op is Op.COPY_EQUAL or copy.once for copy in self.planes)
+
 
 @dataclass(frozen=True, slots=True)
 class Plan:
@@ -78,6 +85,12 @@ class Plan:
     def tokens(self) -> int:
         """Number of tokens to copy."""
         return self.source.stop - self.source.start
+
+    @property
+    def device(self) -> str:
+        """Where it runs: `cpu`, or the GPU whose memory one of the sides is."""
+        ours, theirs = self.source.pool.device, self.target.pool.device
+        return ours if ours not in _HOST else theirs if theirs not in _HOST else "cpu"
 
     @property
     def extent(self) -> Extent:
@@ -102,10 +115,20 @@ def make_plan(source: View, target: View, allow_lossy: bool = False) -> Plan:
             f"the source has {source.tokens} tokens [{source.start}, {source.stop}), the target takes"
             f" {target.tokens} [{target.start}, {target.stop})"
         )
-    for name, pool in (("source", ours), ("target", theirs)):
-        if pool.device != "cpu":
-            raise LayoutError(f"the {name} lies on device {pool.device!r}; only memory of the CPU can be converted")
+    _check_devices(ours.device, theirs.device)
     return Plan(source, target, recipe)
+
+
+def _check_devices(ours: str, theirs: str) -> None:
+    """Both sides are the CPU's, or one GPU reaches both: its own memory, and what of the CPU's is pinned."""
+    for name, device, other in (("source", ours, theirs), ("target", theirs, ours)):
+        if device in _HOST:
+            continue
+        if not device.startswith("cuda"):  # torch calls AMD's GPUs by that name, too
+            raise LayoutError(f"the {name} lies on device {device!r}; only CPUs' and GPUs' memory can be converted")
+        if other not in (device, "pinned"):
+            where = "memory of the CPU that isn't pinned" if other == "cpu" else f"that of {other!r}"
+            raise LayoutError(f"the {name} lies on device {device!r}, the other side in {where}: no GPU reaches both")
 
 
 @lru_cache(maxsize=1024)

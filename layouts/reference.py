@@ -7,6 +7,7 @@ What is done to a plane (casts.py) is common ground; how numbers are rounded is 
 from __future__ import annotations
 
 import ctypes
+from types import SimpleNamespace
 
 import torch
 
@@ -34,7 +35,7 @@ def copy(source: View, target: View, extent: Extent, allow_lossy: bool = False) 
         for layer in range(extent.layer_start, extent.layer_stop):
             writes += _convert(step, source, target, layer, extent)
     for memory, places, bits in writes:
-        memory[places] = bits
+        memory[places.to(memory.device)] = bits.to(memory.device)
 
 
 def _convert(step: Conversion, source: View, target: View, layer: int, extent: Extent) -> list[Write]:
@@ -98,7 +99,7 @@ def _check_agree(plane: Plane, places: torch.Tensor, bits: torch.Tensor) -> None
 def _read(view: View, plane: Plane, layer: int, extent: Extent) -> torch.Tensor:
     """The bits of a plane's layer, [token, head, dim], rotated dims in half order."""
     memory, places = _elements(view, plane, layer, extent)
-    return memory[places]
+    return memory[places.to(memory.device)].cpu()
 
 
 def _elements(view: View, plane: Plane, layer: int, extent: Extent) -> tuple[torch.Tensor, torch.Tensor]:
@@ -119,9 +120,17 @@ def _elements(view: View, plane: Plane, layer: int, extent: Extent) -> tuple[tor
     dim = _spread(dims, address.dim)
     offsets = (block + token)[:, None, None] + head[None, :, None] + dim[None, None, :]
     base = address.bases[layer - pool.extent.layer_start]
-    nbytes = int(offsets.max()) + plane.itemsize
-    memory = (ctypes.c_char * nbytes).from_address(base)
-    return torch.frombuffer(memory, dtype=BITS[plane.itemsize]), offsets // plane.itemsize
+    memory = _memory(base, int(offsets.max()) // plane.itemsize + 1, BITS[plane.itemsize], pool.device)
+    return memory, offsets // plane.itemsize
+
+
+def _memory(address: int, count: int, dtype: torch.dtype, device: str) -> torch.Tensor:
+    """Borrowed memory as a flat tensor, on the device that it is on."""
+    if device in ("cpu", "pinned"):
+        memory = (ctypes.c_char * (count * dtype.itemsize)).from_address(address)
+        return torch.frombuffer(memory, dtype=dtype)
+    found = {"data": (address, False), "shape": (count * dtype.itemsize,), "typestr": "|u1", "version": 3}
+    return torch.as_tensor(SimpleNamespace(__cuda_array_interface__=found), device=device).view(dtype)
 
 
 def _spread(index: torch.Tensor, digits: Digits) -> torch.Tensor:

@@ -85,7 +85,7 @@ class Pool:
 
     @property
     def device(self) -> str:
-        """Kind of memory: `cpu` or an accelerator's name."""
+        """Where it lies: `cpu`, `pinned` or a GPU's name, as of `Buffer`."""
         return self.buffers[0].device
 
     def bases(self, plane: int, first: int, layers: int, offset: int) -> array[int]:

@@ -7,6 +7,7 @@ from hypothesis import HealthCheck, settings
 
 from kvlingua.common import bulk
 from kvlingua.layouts import native
+from tests.native import builds
 
 settings.register_profile("kvlingua", deadline=None, suppress_health_check=[HealthCheck.too_slow])
 settings.register_profile("long", settings.get_profile("kvlingua"), max_examples=5000)  # --hypothesis-profile=long
@@ -15,12 +16,16 @@ settings.load_profile("kvlingua")
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--native-library", type=Path, help="test this build of the native library (make check-native)")
+    parser.addoption("--twin-library", type=Path, help="and this one of the host twin of the kernels for GPUs")
 
 
 def pytest_configure(config: pytest.Config) -> None:
     path: Path | None = config.getoption("--native-library")
     if path is not None:
         native.library_path = lambda: path
+    twin: Path | None = config.getoption("--twin-library")
+    if twin is not None:
+        builds.twin = lambda: twin
 
 
 def pytest_report_header(config: pytest.Config) -> str:

@@ -193,8 +193,9 @@ class Attachment:
                 view = row_pool(call.namespace, layers, row).view([0], pad, columns)
                 self.cache.load(hit, view, 0, columns - pad)
         past = self._empty_past(call.namespace)
+        device = self._model.device
         for number, (keys, values) in enumerate(layers):
-            past.update(keys, values, number)
+            past.update(keys.to(device), values.to(device), number)
         call.past, call.reused = past, columns
 
     def _store(self, call: _Call) -> None:
@@ -209,7 +210,7 @@ class Attachment:
             )
         if LiveState.of(self._model) != call.state:
             raise UnsupportedError("weights_changed", "the model changed while it generated")
-        layers = [(layer.keys, layer.values) for layer in call.past.layers]
+        layers = [(layer.keys.cpu(), layer.values.cpu()) for layer in call.past.layers]  # of a GPU: a copy
         if layers[0][0].shape[0] != len(prompt.rows) or layers[0][0].shape[2] < prompt.width:
             raise LayoutError("the cache doesn't hold the prompt after generate")
         for row in rows:

@@ -17,6 +17,7 @@ _NO_GRAD = "torch.utils._contextlib"  # the wrapper that torch.no_grad() makes
 # Hooks that only listen: transformers' own, which stay once somebody has asked for hidden states, and ours.
 _LISTENING_HOOKS = ("transformers.utils.output_capturing", ForwardCounter.__module__)
 _ATTENTION = ("eager", "sdpa")
+DEVICES = ("cpu", "cuda")  # torch calls AMD's GPUs by that name, too
 
 # Attributes of modules that don't take part in what a forward in evaluation mode computes, and torch's own.
 _TORCH_ATTRIBUTES = frozenset(vars(torch.nn.Module()))
@@ -103,8 +104,11 @@ def check_runs_as_described(model: torch.nn.Module) -> None:
 
     `generate` of the model itself may be replaced: what stands there calls ours, or isn't seen by it.
     """
-    if torch.is_autocast_enabled("cpu"):
+    if torch.is_autocast_enabled("cpu") or torch.is_autocast_enabled("cuda"):
         raise UnsupportedError("autocast", "autocast computes in another dtype than the model's")
+    on_gpu = getattr(getattr(model, "device", None), "type", "cpu") == "cuda"
+    if on_gpu and torch.backends.cuda.matmul.allow_tf32:
+        raise UnsupportedError("tf32", "TF32 is allowed: float32 would be computed with 10 bits of mantissa on a GPU")
     if torch_module._global_forward_hooks or torch_module._global_forward_pre_hooks:
         raise UnsupportedError("hooks", "global forward hooks are registered")
     attention = getattr(getattr(model, "config", None), "_attn_implementation", None)
@@ -148,11 +152,13 @@ def check_known_code(model: torch.nn.Module) -> None:
                 f"{name or 'the model'} is a {kind.__name__} with code of {foreign}: adapters, quantised layers and "
                 "replaced modules are not supported",
             )
+    device: torch.device | None = None
     for name, tensor in named_tensors(model):
         if type(tensor) not in (torch.nn.Parameter, torch.Tensor):
             raise UnsupportedError("foreign_tensor", f"{name} is a {type(tensor).__name__}")
-        if tensor.device.type != "cpu":
-            raise UnsupportedError("device", f"{name} lies on {tensor.device}, only the CPU is supported")
+        device = device or tensor.device
+        if tensor.device != device or device.type not in DEVICES:
+            raise UnsupportedError("device", f"{name} lies on {tensor.device}: the CPU, or one GPU, must hold all")
         if tensor.is_inference():
             raise UnsupportedError(
                 "inference_tensor", f"{name} was made in inference mode, changes to it can't be seen"

@@ -9,6 +9,7 @@ import torch
 import transformers
 from transformers import GenerationConfig
 
+from kvlingua.adapters.hf.live_state import DEVICES
 from kvlingua.common.errors import UnsupportedError
 
 # Parameters of `generate` that can't change the KV of the prompt, whatever they hold.
@@ -141,11 +142,11 @@ def _input_ids(inputs: object, input_ids: object) -> torch.Tensor:
         raise UnsupportedError("arguments", "both inputs and input_ids were given: the engine will reject it")
     if not isinstance(ids, torch.Tensor) or ids.dim() != 2 or ids.dtype not in (torch.int64, torch.int32):
         raise UnsupportedError("inputs", "the prompt is not a tensor [row, column] of token ids")
-    if ids.device.type != "cpu":
-        raise UnsupportedError("device", f"the prompt lies on {ids.device.type}, only the CPU is supported")
+    if ids.device.type not in DEVICES:
+        raise UnsupportedError("device", f"the prompt lies on {ids.device.type}, neither on the CPU nor on a GPU")
     if ids.numel() == 0:
         raise UnsupportedError("inputs", "the prompt is empty")
-    return ids
+    return ids.cpu()
 
 
 def _left_padding(ids: torch.Tensor, mask: object, settings: _Settings) -> tuple[int, ...]:
@@ -156,9 +157,9 @@ def _left_padding(ids: torch.Tensor, mask: object, settings: _Settings) -> tuple
         return (0,) * rows
     if not isinstance(mask, torch.Tensor) or mask.shape != ids.shape or mask.is_floating_point() or mask.is_complex():
         raise UnsupportedError("attention_mask", "an attention mask that isn't one integer or bool for each token")
-    if mask.device.type != "cpu":
-        raise UnsupportedError("device", f"the attention mask lies on {mask.device.type}, only the CPU is supported")
-    numbers = mask.to(torch.int64)
+    if mask.device.type not in DEVICES:
+        raise UnsupportedError("device", f"the attention mask lies on {mask.device.type}, not on the CPU or a GPU")
+    numbers = mask.cpu().to(torch.int64)
     pads = width - numbers.sum(-1)
     left_padded = (torch.arange(width) >= pads[:, None]).to(torch.int64)
     if not torch.equal(numbers, left_padded) or int(pads.max()) >= width:

@@ -75,14 +75,14 @@ def memory_fingerprint(model: torch.nn.Module) -> str:
     for name, tensor in sorted(named_tensors(model), key=lambda item: item[0]):
         digest.update(f"{name}\0{tensor.dtype}\0{tuple(tensor.shape)}\0".encode())
         if tensor.numel():
-            digest.update(tensor.detach().contiguous().reshape(-1).view(torch.uint8).numpy().data)
+            digest.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data)
     return f"memory:{digest.hexdigest()}"
 
 
 def _same_bits(one: torch.Tensor, other: torch.Tensor) -> bool:
     if one.shape != other.shape or one.dtype != other.dtype:
         return False
-    one, other = one.detach(), other.detach()
+    one, other = one.detach().cpu(), other.detach().cpu()
     integer = _INTEGERS.get(one.element_size())
     if integer is None or one.is_complex():
         return False

@@ -16,7 +16,7 @@ from kvlingua.common.identity.namespace import COMPUTE_DTYPES, Namespace
 from kvlingua.common.nearest import nearest, stored_namespaces
 from kvlingua.common.stores.store import Store
 from kvlingua.common.supported import ENGINES
-from kvlingua.layouts import native
+from kvlingua.layouts import gpu, native
 
 FINGERPRINT_TIMEOUT_S = 3600
 
@@ -56,6 +56,7 @@ def run(options: argparse.Namespace) -> int:
 def installed() -> Iterator[str]:
     yield f"kvlingua {metadata.version('kvlingua')}, Python {platform.python_version()}, {platform.machine()}"
     yield f"kernels: {native.describe()}"
+    yield f"kernels for GPUs: {gpu.describe()}"
     try:
         yield f"torch {metadata.version('torch')}"
     except metadata.PackageNotFoundError:

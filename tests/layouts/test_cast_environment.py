@@ -12,7 +12,7 @@ import torch
 
 from kvlingua.layouts import Geometry, native
 from kvlingua.layouts.plan import make_plan
-from tests.layouts.kernels import kernels_here
+from tests.layouts.kernel_sets import cpu_kernels
 from tests.layouts.planes_of_tensors import DTYPES, Tensors, empty, random_numbers, view
 
 TOKENS = 512
@@ -97,7 +97,7 @@ def test_casts_do_not_depend_on_the_environment_of_the_thread(case: str, change:
     content = numbers(source)
     for name in ("k_scale", "v_scale") if scale and our_scales else ():
         content[name].copy_(bits)
-    for kernels in kernels_here():
+    for kernels in cpu_kernels():
         wanted, got = empty(target, TOKENS), empty(target, TOKENS)
         plans = [make_plan(view(source, content), view(target, into, static), True) for into in (wanted, got)]
         native.run(plans[0], kernels=kernels)

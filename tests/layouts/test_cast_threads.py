@@ -13,7 +13,7 @@ from kvlingua.layouts.casts import Op
 from kvlingua.layouts.geometry import Per
 from kvlingua.layouts.plan import make_plan
 from kvlingua.layouts.view import View
-from tests.layouts.kernels import kernels_here
+from tests.layouts import kernel_sets
 
 TOKENS = 4201
 LAYERS, HEADS, DIM = 2, 4, 64
@@ -97,9 +97,9 @@ def test_threads_write_what_one_thread_writes(case: str, source_name: str) -> No
     assert row * HEADS * LAYERS * TOKENS >= 4 * SHARE
     native.run(plan, 1, kernels="portable", stream_bytes=1 << 60)
     assert all((one != 0x55).any() for one in wanted)
-    for kernels in kernels_here():
+    for kernels in kernel_sets.kernels_here():
         for threads, stream_bytes in RUNS:
             view, got = cache(target_name, target_form, page, start, False)
-            native.run(make_plan(source, view, lossy), threads, kernels=kernels, stream_bytes=stream_bytes)
+            kernel_sets.run(make_plan(source, view, lossy), kernels, stream_bytes, threads)
             same = all(torch.equal(one, two) for one, two in zip(wanted, got, strict=True))
             assert same, (kernels, threads, stream_bytes)

@@ -7,10 +7,10 @@ import math
 import pytest
 import torch
 
-from kvlingua.layouts import Geometry, convert, native
+from kvlingua.layouts import Geometry, convert
 from kvlingua.layouts.plan import make_plan
+from tests.layouts import kernel_sets
 from tests.layouts.planes_of_tensors import DTYPES, Tensors, empty, random_numbers, view
-from tests.layouts.test_pairs import kernels_here
 
 HEADS, DIM = 3, 72  # a whole group of every kernel's, and some that are left
 LARGEST = {"float8_e4m3fn": 448.0, "float8_e4m3fnuz": 240.0, "float8_e5m2": 57344.0}
@@ -18,7 +18,7 @@ WIDE = ("float32", "bfloat16", "float16")
 SPECIAL = (math.nan, -math.nan, math.inf, -math.inf, 0.0, -0.0, 2.0**-126, -(2.0**-149), 2.0**-118, 3.3e38)
 
 
-def made(ours: str, theirs: str, source: Tensors, *, kernels: native.Kernels | None) -> list[torch.Tensor]:
+def made(ours: str, theirs: str, source: Tensors, *, kernels: str | None) -> list[torch.Tensor]:
     """Numbers and scales as bytes; by the reference if `kernels` is None."""
     given = Geometry.kv(1, HEADS, DIM, ours)
     taken = Geometry.kv(1, HEADS, DIM, theirs, scales="token")
@@ -26,7 +26,7 @@ def made(ours: str, theirs: str, source: Tensors, *, kernels: native.Kernels | N
     if kernels is None:
         convert(view(given, source), view(taken, target), backend="torch", allow_lossy=True)
     else:
-        native.run(make_plan(view(given, source), view(taken, target), allow_lossy=True), 1, kernels=kernels)
+        kernel_sets.run(make_plan(view(given, source), view(taken, target), allow_lossy=True), kernels)
     return [plane.view(torch.uint8) for plane in target.values()]
 
 
@@ -49,7 +49,7 @@ def test_products_that_round_above_the_largest_number(ours: str, theirs: str) ->
     scale = k / torch.full_like(k, LARGEST[theirs])
     assert bool((k * (torch.ones_like(scale) / scale) > LARGEST[theirs]).any())
     want = made(ours, theirs, source, kernels=None)
-    for kernels in kernels_here():
+    for kernels in kernel_sets.kernels_here():
         got = made(ours, theirs, source, kernels=kernels)
         assert all(map(torch.equal, got, want)), kernels
 
@@ -65,6 +65,6 @@ def test_a_special_number_among_others(ours: str, theirs: str) -> None:
             source["v"][0, i % HEADS, 23 * i] = 0
         source["v"][0, i % HEADS, 23 * i, 11 * i % DIM] = special
     want = made(ours, theirs, source, kernels=None)
-    for kernels in kernels_here():
+    for kernels in kernel_sets.kernels_here():
         got = made(ours, theirs, source, kernels=kernels)
         assert all(map(torch.equal, got, want)), kernels

@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from kvlingua.layouts import Geometry, convert, native
 from tests.layouts.abi_calls import Call, RandomCall, library, run
 from tests.layouts.engine_pools import EnginePool
-from tests.layouts.kernels import kernels_here
+from tests.layouts.kernel_sets import cpu_kernels
 
 ROOT = Path(__file__).parents[2]
 
@@ -26,7 +26,7 @@ def test_any_strides(seed: int) -> None:
     """Every byte of the target's memory, those that nobody owns among them, with all kernels, cached and streamed."""
     call = RandomCall(seed)
     wanted, source = call.wanted(), call.ends[0].memory.copy()
-    for which in kernels_here():
+    for which in cpu_kernels():
         for stream_bytes in (0, 1):
             memory = call.ends[1].memory.copy()
             assert run(call.plan(memory, kernels=native.KERNELS[which], stream_bytes=stream_bytes)) == 0

@@ -15,7 +15,7 @@ import pytest
 
 from kvlingua.layouts import native
 from tests.layouts.abi_calls import BYTE, CAST, COPY, COPY_EQUAL, E4M3FN, E5M2, F16, F32, QUANTISE, Call, run
-from tests.layouts.kernels import kernels_here
+from tests.layouts.kernel_sets import cpu_kernels
 
 ROOT = Path(__file__).parents[2]
 NULL, SIZE, STRIDE, TABLE, MEMORY, UNSUPPORTED, SPAN, TWICE, OVERLAP, SCALES = range(1, 11)
@@ -162,7 +162,7 @@ def test_wrong_calls(spoil: Callable[[Call], object], code: int) -> None:
 def test_kernels_that_this_cpu_lacks_are_refused(kernels: native.Kernels) -> None:
     call = Call()
     call.plan.kernels = native.KERNELS[kernels]
-    has = kernels in ("best", *kernels_here())
+    has = kernels in ("best", *cpu_kernels())
     assert run(call.plan) == (0 if has else UNSUPPORTED)
     assert call.target.any() == has
 

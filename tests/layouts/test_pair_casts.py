@@ -13,12 +13,12 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from kvlingua.layouts import Extent, Geometry, LayoutError, convert, native
+from kvlingua.layouts import Extent, Geometry, LayoutError, convert
 from kvlingua.layouts.geometry import Rope
 from kvlingua.layouts.plan import make_plan
 from kvlingua.layouts.view import View
+from tests.layouts import kernel_sets
 from tests.layouts.engine_pools import GOLDEN, Content, EnginePool, random_content
-from tests.layouts.kernels import kernels_here
 from tests.layouts.test_pairs import KINDS, Side, place
 from tests.layouts.written_by import TOKENS, contiguous
 
@@ -75,10 +75,10 @@ def runs(source: Cache, target: Cache, allow_lossy: bool = False) -> Iterable[tu
     by_torch = target.clone()
     convert(source.view, by_torch.view, backend="torch", allow_lossy=allow_lossy)
     yield "torch", by_torch
-    for kernels in kernels_here():
+    for kernels in kernel_sets.kernels_here():
         for stream_bytes in (0, 1):
             fresh = target.clone()
-            native.run(make_plan(source.view, fresh.view, allow_lossy), kernels=kernels, stream_bytes=stream_bytes)
+            kernel_sets.run(make_plan(source.view, fresh.view, allow_lossy), kernels, stream_bytes)
             yield f"native {kernels} {stream_bytes}", fresh
 
 

@@ -8,11 +8,11 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from kvlingua.layouts import FORMATS, Buffer, Geometry, convert, native
+from kvlingua.layouts import FORMATS, Buffer, Geometry, convert
 from kvlingua.layouts.plan import make_plan
 from kvlingua.layouts.terms import term
+from tests.layouts import kernel_sets
 from tests.layouts.engine_pools import random_bits
-from tests.layouts.kernels import kernels_here
 from tests.layouts.test_pairs import KINDS
 
 
@@ -65,9 +65,9 @@ def test_any_strides(data: st.DataObject) -> None:
     before = [part.clone() for part in memory]
     convert(source, target, backend="torch")
     wanted = [part.clone() for part in memory]
-    for kernels in kernels_here():
+    for kernels in kernel_sets.kernels_here():
         for part, old in zip(memory, before, strict=True):
             part.copy_(old)
-        native.run(make_plan(source, target), kernels=kernels, stream_bytes=data.draw(st.sampled_from((0, 1))))
+        kernel_sets.run(make_plan(source, target), kernels, data.draw(st.sampled_from((0, 1))))
         for got, right in zip(memory, wanted, strict=True):
             assert torch.equal(got, right), kernels

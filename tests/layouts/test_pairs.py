@@ -18,8 +18,8 @@ from kvlingua.layouts import FORMATS, Extent, Geometry, LayoutError, Plane, conv
 from kvlingua.layouts.formats import ROWS
 from kvlingua.layouts.plan import Plan, make_plan
 from kvlingua.layouts.view import View
+from tests.layouts import kernel_sets
 from tests.layouts.engine_pools import GOLDEN, EnginePool, random_content
-from tests.layouts.kernels import kernels_here
 
 DIMS = (32, 64, 80, 96, 128, 256)
 PAGES = (1, 2, 5, 8, 16, 24, 32, 48, 64, 128)
@@ -173,9 +173,9 @@ def check(source_name: str, target_names: list[str], copy: Copy) -> None:
         convert(view, into, backend="torch")
         compare(f"{pair}: torch reference")
         plan = make_plan(view, into)
-        for kernels in kernels_here():
+        for kernels in kernel_sets.kernels_here():
             for stream_bytes in (0, 1):
-                native.run(plan, kernels=kernels, stream_bytes=stream_bytes)
+                kernel_sets.run(plan, kernels, stream_bytes)
                 compare(f"{pair}: native library, {kernels}, {stream_bytes=}")
         for got, right in zip(source.pool.memory, before.memory, strict=True):
             assert torch.equal(got, right), f"{pair}: the source was written"

@@ -15,19 +15,33 @@ import torch
 from hypothesis import Phase, given, settings
 from hypothesis import strategies as st
 
-from kvlingua.layouts import Buffer, Geometry, LayoutError, Pool, Rope, View, convert, format, native
+from kvlingua.layouts import Buffer, Geometry, LayoutError, Pool, Rope, View, convert, format, gpu, native
 from kvlingua.layouts.arrangement import Digits
 from kvlingua.layouts.geometry import Order
 from kvlingua.layouts.plan import Plan, make_plan
 from kvlingua.layouts.refinement import MAX_AXES, Row, pieces
+from tests.gpu import relocated
+from tests.layouts import kernel_sets
 from tests.layouts.plan_walker import walk
 from tests.layouts.random_pools import Arena, Kept, cast, copied, extents, geometries, views
+from tests.native import builds
 
 ARENA = 1 << 18
 RUNS: dict[str, Callable[[Plan, Arena], None]] = {
     "walked": lambda plan, arena: walk(plan, arena.memory),
     "native": lambda plan, arena: native.run(plan),
+    "host twin": lambda plan, arena: kernel_sets.run(plan, kernel_sets.TWIN),
+    "host twin, elsewhere": lambda plan, arena: elsewhere(plan),
 }
+
+
+def elsewhere(plan: Plan) -> None:
+    """The way in which tests run on a GPU, without one: on a copy of the memory."""
+    twin = builds.twin()
+    library = gpu.load(twin).library if twin else None
+    if library is None:
+        pytest.skip("there is no C++ compiler to make the host twin with")
+    relocated.run(plan, library, "cpu")
 
 
 def agree(data: st.DataObject, kept: tuple[Kept, Kept], run: Callable[[Plan, Arena], None]) -> None:

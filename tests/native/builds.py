@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import fcntl
 import shutil
 import subprocess
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 
 SOURCE = Path(__file__).parent
@@ -52,19 +54,31 @@ def compilers() -> list[Compiler]:
     return [Compiler(Path(command).name) for command in found if command]
 
 
-def build(name: str, compiler: str, *options: str) -> Path:
+def build(name: str, compiler: str, *options: str, target: str = "all") -> Path:
     """Configure and build into a folder of its own, which is returned; what failed is on standard error."""
     folder = FOLDER / name
     cmake, ninja = (_tool(tool) for tool in ("cmake", "ninja"))
     settings = [f"-DCMAKE_CXX_COMPILER={compiler}", f"-DCMAKE_MAKE_PROGRAM={ninja}", *options]
     subprocess.run([cmake, "-S", SOURCE, "-B", folder, "-G", "Ninja", *settings], check=True, stdout=subprocess.DEVNULL)
-    subprocess.run([cmake, "--build", folder, "--", "--quiet"], check=True)
+    subprocess.run([cmake, "--build", folder, "--target", target, "--", "--quiet"], check=True)
     return folder
 
 
-def library(folder: Path) -> Path:
-    """The library that was built into `folder`."""
-    return folder / "kvlingua" / "libkvlingua_cpu.so"
+def library(folder: Path, kind: str = "cpu") -> Path:
+    """The library that was built into `folder`: `cpu`, or the host `twin` of that for GPUs."""
+    return folder / "kvlingua" / f"libkvlingua_{kind}.so"
+
+
+@cache
+def twin() -> Path | None:
+    """The host twin, built when tests first ask for it; None where there is no compiler."""
+    found = compilers()
+    if not found:
+        return None
+    FOLDER.mkdir(parents=True, exist_ok=True)
+    with (FOLDER / "twin.lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)  # several processes run tests
+        return library(build("twin", found[0].command, target="twin"), "twin")
 
 
 def _tool(name: str) -> str:

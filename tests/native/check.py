@@ -19,6 +19,8 @@ from tests.native.emulated import check_cpus
 
 TESTS = ["tests/layouts", "tests/native", "tests/common/test_xxh3.py"]
 TESTS += sorted(str(path.relative_to(CLONE)) for path in CLONE.glob("tests/common/test_bulk*.py"))
+FUZZERS = ("fuzz_cpu", "fuzz_gpu")
+"""Of the kernels for CPUs, and of the host twin of those for GPUs."""
 
 
 def strict() -> None:
@@ -26,7 +28,8 @@ def strict() -> None:
     for compiler in compilers():
         say(f"{compiler.command}: release build, every warning an error")
         folder = build(f"strict-{compiler.command}", compiler.command)
-        run_fuzz(folder, "--runs", "2000")
+        for fuzzer in FUZZERS:
+            run_fuzz(folder / fuzzer, "--runs", "2000")
         subprocess.run([folder / "every_number"], check=True)
 
 
@@ -60,6 +63,11 @@ def environment() -> dict[str, str]:
     return {**os.environ, "ASAN_OPTIONS": asan, "UBSAN_OPTIONS": options, "OMP_NUM_THREADS": "1"}
 
 
+def libraries(folder: Path) -> list[str]:
+    """pytest's options to test the libraries of a build."""
+    return [f"--native-library={library(folder)}", f"--twin-library={library(folder, 'twin')}"]
+
+
 def alive(folder: Path) -> None:
     """The sanitizers are really there: each notices what it is for."""
     for mistake, words in (("heap", "heap-buffer-overflow"), ("shift", "shift exponent")):
@@ -71,25 +79,25 @@ def alive(folder: Path) -> None:
     say("a heap overflow and a bad shift, made on purpose, are caught")
 
 
-def run_fuzz(folder: Path, *options: str, **variables: str) -> None:
-    command = [folder / "fuzz_convert", *options]
-    if subprocess.run(command, env=environment() | variables, cwd=folder).returncode:
-        sys.exit(f"fuzz: failed, see above; an input that failed is kept in {folder}")
+def run_fuzz(fuzzer: Path, *options: str, **variables: str) -> None:
+    say(f"{fuzzer.name} {' '.join(options)}")
+    if subprocess.run([fuzzer, *options], env=environment() | variables, cwd=fuzzer.parent).returncode:
+        sys.exit(f"{fuzzer.name}: failed, see above; an input that failed is kept in {fuzzer.parent}")
 
 
 def check_native(runs: int) -> None:
     strict()
     folder, compiler = sanitized()
     alive(folder)
-    say(f"fuzzing, {runs} plans")
-    run_fuzz(folder, "--runs", str(runs))
+    for fuzzer in FUZZERS:
+        run_fuzz(folder / fuzzer, "--runs", str(runs))
     say("the tests of the native library, under the sanitizers")
     # The C++ library comes with it, so that the sanitizer finds what it wraps of exceptions. Reports are written by the
     # process to its standard error, which pytest must leave alone.
     preload = f"{compiler.runtime()} {compiler.asks('-print-file-name=libstdc++.so.6')}"
     variables = {"LD_PRELOAD": preload, "PYTHONMALLOC": "malloc"}  # each Python object an allocation of its own
     pytest = [sys.executable, "-m", "pytest", "-q", "--capture=sys", "--numprocesses=2", "--dist=loadfile"]
-    command = [*pytest, "-p", "no:cacheprovider", "-m", "not engine", f"--native-library={library(folder)}", *TESTS]
+    command = [*pytest, "-p", "no:cacheprovider", "-m", "not engine", *libraries(folder), *TESTS]
     sys.exit(subprocess.run(command, env=environment() | variables, cwd=CLONE).returncode)
 
 
@@ -99,14 +107,16 @@ def check_fuzz(seconds: int) -> None:
         folder, _ = sanitized()
         seed = int(time.time())
         say(f"fuzzing for {seconds} s with a driver of our own, seed {seed} (clang would bring libFuzzer)")
-        run_fuzz(folder, "--seconds", str(seconds), "--seed", str(seed))
+        for fuzzer in FUZZERS:
+            run_fuzz(folder / fuzzer, "--seconds", str(seconds / len(FUZZERS)), "--seed", str(seed))
         return
     folder = build(f"libfuzzer-{clang.command}", clang.command, "-DLIBFUZZER=ON", *sanitizing(clang))
-    corpus = folder / "corpus"
-    corpus.mkdir(exist_ok=True)
     say(f"fuzzing for {seconds} s with {clang.command}'s libFuzzer")
-    options = [f"-max_total_time={seconds}", "-max_len=600", "-print_final_stats=1"]
-    run_fuzz(folder, *options, str(corpus), LD_PRELOAD=str(clang.runtime()))
+    options = [f"-max_total_time={seconds // len(FUZZERS)}", "-max_len=600", "-print_final_stats=1"]
+    for fuzzer in FUZZERS:
+        corpus = folder / f"corpus-{fuzzer}"
+        corpus.mkdir(exist_ok=True)
+        run_fuzz(folder / fuzzer, *options, str(corpus), LD_PRELOAD=str(clang.runtime()))
 
 
 def main() -> None:

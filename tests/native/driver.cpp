@@ -1,6 +1,6 @@
 // Runs a fuzz target without libFuzzer: random inputs, and mutations of those that did something new.
 //
-//     fuzz_convert [--runs N] [--seconds N] [--seed N] [FILE ...]      files are inputs to be tried first
+//     fuzz_cpu [--runs N] [--seconds N] [--seed N] [FILE ...]      files are inputs to be tried first
 //
 // The same seed gives the same inputs. An input that fails is written to fuzz-failure.bin.
 #include <fcntl.h>
@@ -84,7 +84,7 @@ void mutate(Input* input, std::mt19937_64& random) {
 }
 
 [[noreturn]] void usage() {
-    std::fprintf(stderr, "usage: fuzz_convert [--runs N] [--seconds N] [--seed N] [FILE ...]\n");
+    std::fprintf(stderr, "usage: fuzz_cpu, fuzz_gpu [--runs N] [--seconds N] [--seed N] [FILE ...]\n");
     std::exit(2);
 }
 

@@ -58,7 +58,8 @@ def check_cpus() -> None:
         folder = build(f"emulated-{machine.compiler}", machine.compiler, *machine.options)
         check_checksums(machine, folder)
         run(machine, folder, "every_number")
-        run(machine, folder, "fuzz_convert", "--runs", str(machine.plans))
+        run(machine, folder, "fuzz_cpu", "--runs", str(machine.plans))
+        run(machine, folder, "fuzz_gpu", "--runs", str(machine.plans // 4))
 
 
 def run(machine: Machine, folder: Path, tool: str, *arguments: str) -> None:

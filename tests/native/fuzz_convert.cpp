@@ -4,6 +4,7 @@
 #include <cstdio>
 #include <cstdlib>
 
+#include "call.h"
 #include "case.h"
 #include "fuzz.h"
 #include "oracle.h"
@@ -66,10 +67,10 @@ extern "C" int LLVMFuzzerTestOneInput(const uint8_t* data, size_t size) {
     if (!oracle.refusal() && oracle.elements() > kMostElements) return 0;
     arenas::close();
     for (int side = 0; side < arenas::kSides; ++side) arenas::open(made.spans(side));
-    verdict.code = kvl_convert(&made.plan());
+    verdict.code = call_library(made.plan());
     arenas::open();
     if (const char* wrong = oracle.judge(verdict.code)) {
-        std::fprintf(stderr, "fuzz: kvl_convert returned %d: %s\n", verdict.code, wrong);
+        std::fprintf(stderr, "fuzz: the library returned %d: %s\n", verdict.code, wrong);
         show(made.plan());
         std::abort();
     }

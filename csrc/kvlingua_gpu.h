@@ -1,0 +1,65 @@
+// The C ABI of the kernels for GPUs: the very plans of kvlingua.h, their addresses being a device's.
+//
+// A library has it for one platform (CUDA, HIP, or the host twin that executes the same kernels on a CPU). It checks
+// everything but the values of scales before it launches anything, launches all there is to do on the caller's stream,
+// and returns. It never waits, keeps nothing and allocates no memory of the device, so a call may be captured in a
+// graph. Calls may run at the same time from several threads.
+#ifndef KVLINGUA_GPU_H_
+#define KVLINGUA_GPU_H_
+
+#include "kvlingua.h"
+
+// Version of this header; a caller refuses any other than its own.
+#define KVL_GPU_ABI_VERSION 1
+KVL_API int32_t kvl_gpu_abi_version(void);
+
+// "cuda", "hip", or "host" for the twin.
+KVL_API const char* kvl_gpu_platform(void);
+
+// Beside the codes of kvlingua.h: this much more than an error of the platform's own.
+enum { KVL_PLATFORM_ERROR = 1000 };
+// What a code means, in one sentence. Never null; what is said of an error of the platform is the platform's.
+KVL_API const char* kvl_gpu_message(int32_t code);
+
+// Devices that there are.
+KVL_API int32_t kvl_gpu_devices(int32_t* count);
+
+typedef struct kvl_gpu_device {
+    char name[256];
+    char pci[64];             // its place on the bus, as in /sys/bus/pci/devices but for upper case
+    int32_t multiprocessors;  // or compute units
+    int32_t reserved;
+} kvl_gpu_device;
+KVL_API int32_t kvl_gpu_describe(int32_t device, kvl_gpu_device* found);
+
+// Pins memory of the host, so that kernels of all devices reach it at the address that it has, until it is unpinned.
+// KVL_UNSUPPORTED where a platform would give it another address.
+KVL_API int32_t kvl_gpu_pin(void* memory, int64_t bytes);
+KVL_API int32_t kvl_gpu_unpin(void* memory);
+
+// A plain copy by a copy engine, between a device's memory and pinned memory or its own. It is launched, not waited
+// for.
+KVL_API int32_t kvl_gpu_copy(int32_t device, void* stream, void* target, const void* source, int64_t bytes);
+
+// Waits for what was launched on a stream, and for nothing else. Only a caller that needs a verdict has to.
+KVL_API int32_t kvl_gpu_wait(int32_t device, void* stream);
+
+typedef struct kvl_gpu_call {
+    const kvl_plan* plan;  // its threads, kernels and stream_bytes mean nothing here
+    void* stream;          // of that device: a cudaStream_t or hipStream_t; null: the default one
+    // The address of 4 bytes that host and device share, 0 at first. Where scales that must be equal differ it becomes
+    // KVL_SCALES, and then nothing is written. Needed by plans that compare (KVL_COPY_EQUAL, once), else null.
+    uint64_t verdict;
+    int32_t device;
+    int32_t block_bytes;  // the most that a grid block moves, or nearly so; 0: the library's choice
+    int32_t blocks;       // grid blocks that keep the device busy; 0: the library's choice
+    int32_t reserved;     // 0
+    // Where all that is converted is in pieces of at least so many bytes on both sides, copy engines move them, and no
+    // kernel is launched; 0: never.
+    int64_t piece_bytes;
+} kvl_gpu_call;
+
+// KVL_OK: everything was launched. With an error of the platform, part of it may have been.
+KVL_API int32_t kvl_gpu_convert(const kvl_gpu_call* call);
+
+#endif  // KVLINGUA_GPU_H_

@@ -1,0 +1,303 @@
+"""The kernels for GPUs: found, checked, called. Their interface is csrc/kvlingua_gpu.h.
+
+CUDA or HIP is decided by what the process already has. Libraries are loaded at first use; ours for CUDA needs no driver
+to be loaded, that for HIP takes the HIP run time of the process.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import mmap
+import sys
+import threading
+from collections.abc import Mapping
+from ctypes import POINTER, Structure, byref, c_char, c_char_p, c_int32, c_int64, c_uint32, c_uint64, c_void_p, pointer
+from functools import cache
+from pathlib import Path
+from typing import Any, Literal, NamedTuple
+
+from kvlingua.layouts import native
+from kvlingua.layouts.checks import check, scales_error
+from kvlingua.layouts.errors import LayoutError
+from kvlingua.layouts.memory import Buffer
+from kvlingua.layouts.pinned import Pinned
+from kvlingua.layouts.plan import Plan
+from kvlingua.layouts.staging import can_stage, stages
+from kvlingua.layouts.tuning import Tuning, tuning
+from kvlingua.layouts.view import View
+
+ABI_VERSION = 1
+_own = threading.local()
+
+Platform = Literal["cuda", "hip"]
+
+
+class Call(Structure):
+    """kvl_gpu_call: a plan, and where it is run."""
+
+    _fields_ = (
+        ("plan", POINTER(native.CPlan)),
+        ("stream", c_void_p),
+        ("verdict", c_uint64),
+        ("device", c_int32),
+        ("block_bytes", c_int32),
+        ("blocks", c_int32),
+        ("reserved", c_int32),
+        ("piece_bytes", c_int64),
+    )
+
+
+class Device(Structure):
+    """kvl_gpu_device: what a GPU is."""
+
+    _fields_ = (("name", c_char * 256), ("pci", c_char * 64), ("multiprocessors", c_int32), ("reserved", c_int32))
+
+
+class Loaded(NamedTuple):
+    """A library, or None and why it can't be used."""
+
+    library: ctypes.CDLL | None
+    description: str
+
+
+def library_path(platform: Platform) -> Path:
+    """Where an installation with that platform's compiler has put its library."""
+    return native.library_path().with_name(f"libkvlingua_{platform}.so")
+
+
+_hip: Loaded | None = None
+
+_FUNCTIONS: Mapping[str, tuple[Any, ...]] = {
+    "kvl_gpu_convert": (POINTER(Call),),
+    "kvl_gpu_copy": (c_int32, c_void_p, c_void_p, c_void_p, c_int64),
+    "kvl_gpu_devices": (POINTER(c_int32),),
+    "kvl_gpu_describe": (c_int32, POINTER(Device)),
+    "kvl_gpu_pin": (c_void_p, c_int64),
+    "kvl_gpu_unpin": (c_void_p,),
+    "kvl_gpu_wait": (c_int32, c_void_p),
+}
+
+
+@cache
+def load(path: Path) -> Loaded:
+    """The library at `path` with its functions declared."""
+    if not path.is_file():
+        return Loaded(None, f"no {path.name} (install kvlingua again where there is nvcc or hipcc)")
+    try:
+        library = ctypes.CDLL(str(path))
+        version = int(library.kvl_gpu_abi_version())
+        if version != ABI_VERSION:
+            return Loaded(None, f"{path.name} has ABI {version} instead of {ABI_VERSION}: install kvlingua again")
+        _declare(library)
+    except (OSError, AttributeError) as error:
+        return Loaded(None, f"{path.name} doesn't load: {error}")
+    return Loaded(library, f"{path.name}, ABI {version}")
+
+
+def _declare(library: ctypes.CDLL) -> None:
+    for name, arguments in _FUNCTIONS.items():
+        function = getattr(library, name)
+        function.argtypes = arguments
+        function.restype = c_int32
+    library.kvl_gpu_message.argtypes = (c_int32,)
+    library.kvl_gpu_message.restype = c_char_p
+    library.kvl_gpu_platform.argtypes = ()
+    library.kvl_gpu_platform.restype = c_char_p
+
+
+def platform() -> Platform | None:
+    """What the process already has: torch's own platform, else a driver or run time that is loaded; else None."""
+    torch: Any = sys.modules.get("torch")
+    if torch is not None:
+        return "hip" if torch.version.hip else "cuda" if torch.version.cuda else None
+    if _mapped("libamdhip64.so"):
+        return "hip"
+    return "cuda" if _mapped("libcuda.so") else None
+
+
+def _mapped(name: str) -> str | None:
+    """The path of a shared library that the process has loaded."""
+    with open("/proc/self/maps", encoding="utf-8", errors="surrogateescape") as maps:
+        paths = (line.split(maxsplit=5)[-1].strip() for line in maps if name in line)
+        return next((path for path in paths if path.startswith("/") and Path(path).name.startswith(name)), None)
+
+
+def here() -> Loaded:
+    """The library for this process's platform."""
+    found = platform()
+    if found is None:
+        return Loaded(None, "this process has neither CUDA nor HIP: import a torch built for one of them first")
+    return _on_hip() if found == "hip" else load(library_path(found))
+
+
+def _on_hip() -> Loaded:
+    """The library for AMD's GPUs, whose calls of HIP go to the run time that the process has."""
+    global _hip
+    if _hip is None:
+        runtime = _mapped("libamdhip64.so")
+        if runtime is None:
+            return Loaded(
+                None, "torch is built for ROCm, but libamdhip64.so isn't loaded: use a GPU through torch first"
+            )
+        ctypes.CDLL(runtime, mode=ctypes.RTLD_GLOBAL)
+        _hip = load(library_path("hip"))
+    return _hip
+
+
+def available() -> bool:
+    """Whether memory of a GPU can be converted by our kernels."""
+    return here().library is not None
+
+
+def describe() -> str:
+    """The libraries that are installed, and the devices that each finds, in one line."""
+    kinds: tuple[Platform, ...] = ("cuda", "hip")
+    built = [_devices(kind) for kind in kinds if library_path(kind).is_file()]
+    return "; ".join(built) or "no libraries for GPUs (install kvlingua again where there is nvcc or hipcc)"
+
+
+def _devices(kind: Platform) -> str:
+    """A library and its devices. That for CUDA brings all it needs but the driver; HIP must be in the process."""
+    path = library_path(kind)
+    if kind == "hip" and platform() != "hip":
+        return f"{path.name}: usable in a process that has HIP, as torch for ROCm brings it"
+    library, description = here() if kind == "hip" else load(path)
+    if library is None:
+        return description
+    count = c_int32(0)
+    code = library.kvl_gpu_devices(byref(count))
+    if code:
+        return f"{description}: no device ({library.kvl_gpu_message(code).decode()})"
+    names = (_describe(library, index).name.decode() for index in range(count.value))
+    return f"{description}: {', '.join(names) or 'no device'}"
+
+
+@cache
+def device(index: int) -> Device:
+    """What a GPU is. Raises LayoutError if there is none of that number."""
+    return _describe(_library(), index)
+
+
+@cache
+def tuned(index: int) -> Tuning:
+    """How conversions are cut on a GPU."""
+    found = device(index)
+    return tuning(found.name.decode(), found.multiprocessors)
+
+
+def _describe(library: ctypes.CDLL, index: int) -> Device:
+    found = Device()
+    _check(library, library.kvl_gpu_describe(index, byref(found)))
+    return found
+
+
+def run(plan: Plan, stream: int | None = None) -> None:
+    """Launch a plan of a GPU's memory; it has happened once `stream` has come that far.
+
+    stream: a cudaStream_t or hipStream_t as a number; None: torch's current one, or without torch the default one.
+    Only plans that must compare scales before they write (static scales) are waited for, on their stream.
+    Raises LayoutError if there is no library, or it refuses; nothing was written then.
+    """
+    library, index = _library(), int(plan.device.partition(":")[2] or 0)
+    queue = current_stream(index) if stream is None else stream
+    size = tuned(index)
+    source, target = plan.source, plan.target
+    pinned = source if source.pool.device == "pinned" else target if target.pool.device == "pinned" else None
+    if pinned and _is_staged(plan, pinned, size):
+        buffer = _staging_buffer(index, queue, size.staging_bytes)
+        run_staged(plan, pinned, buffer, library, Call(None, queue, 0, index, size.block_bytes, size.blocks, 0, 0))
+        return
+    told = native.call(plan)
+    piece_bytes = size.piece_bytes if pinned else 0
+    launch(plan, library, Call(pointer(told), queue, 0, index, size.block_bytes, size.blocks, 0, piece_bytes))
+
+
+def run_staged(plan: Plan, pinned: View, buffer: Buffer, library: ctypes.CDLL, call: Call) -> None:
+    """Run a plan by way of a buffer on the device (staging.py). As `run`."""
+    check(plan)  # of all stages, before the first one
+    for stage in stages(plan, pinned, buffer):
+        told = native.call(stage.plan)
+        call.plan = pointer(told)
+        if pinned is plan.source:
+            _copy(library, call, buffer.pointer, stage.pinned, stage.nbytes)
+            launch(stage.plan, library, call)
+        else:
+            launch(stage.plan, library, call)
+            _copy(library, call, stage.pinned, buffer.pointer, stage.nbytes)
+
+
+def _copy(library: ctypes.CDLL, call: Call, target: int, source: int, nbytes: int) -> None:
+    _check(library, library.kvl_gpu_copy(call.device, call.stream, target, source, nbytes))
+
+
+def _is_staged(plan: Plan, pinned: View, size: Tuning) -> bool:
+    """Whether so much is transferred that copy engines are quicker; the buffer is torch's."""
+    nbytes = pinned.pool.geometry.block_bytes(pinned.pool.extent, pinned.tokens)
+    large = 0 < size.stage_bytes <= nbytes
+    return large and "torch" in sys.modules and not plan.recipe.compares and can_stage(plan, pinned, size.staging_bytes)
+
+
+def _staging_buffer(index: int, queue: int, nbytes: int) -> Buffer:
+    """Memory of torch's on the device, which it gives to nobody else before the stream is done with it."""
+    torch: Any = sys.modules["torch"]
+    with torch.cuda.stream(torch.cuda.ExternalStream(queue, device=index)):
+        return Buffer.of(torch.empty(nbytes, dtype=torch.uint8, device=f"cuda:{index}"))
+
+
+def launch(plan: Plan, library: ctypes.CDLL, call: Call) -> None:
+    """Make a call for a plan; where it compares, wait for the verdict. As `run`."""
+    if not plan.recipe.compares:
+        _refuse(plan, library, library.kvl_gpu_convert(byref(call)))
+        return
+    verdict = _verdict(library)
+    call.verdict = verdict.address
+    _refuse(plan, library, library.kvl_gpu_convert(byref(call)) or library.kvl_gpu_wait(call.device, call.stream))
+    _refuse(plan, library, _value(verdict))
+
+
+def run_twin(plan: Plan, path: Path, block_bytes: int = 0, blocks: int = 0) -> None:
+    """Run a plan of the CPU's memory by the host twin of the kernels, for tests. As `run`."""
+    library, description = load(path)
+    if library is None:
+        raise LayoutError(description)
+    told = native.call(plan)
+    launch(plan, library, Call(pointer(told), None, 0, 0, block_bytes, blocks, 0))
+
+
+def current_stream(index: int) -> int:
+    """torch's current stream of a device, or the default one where torch isn't loaded."""
+    torch: Any = sys.modules.get("torch")
+    return int(torch.cuda.current_stream(index).cuda_stream) if torch is not None else 0
+
+
+def _library() -> ctypes.CDLL:
+    library, why = here()
+    if library is None:
+        raise LayoutError(f"memory of a GPU can't be converted: {why}")
+    return library
+
+
+def _verdict(library: ctypes.CDLL) -> Pinned:
+    """A page of this thread's own, kept: its first four bytes are what a comparison comes to. 0 at first."""
+    kept: dict[int, Pinned] = _own.__dict__.setdefault("verdicts", {})
+    if library._handle not in kept:
+        kept[library._handle] = Pinned(library, mmap.PAGESIZE)
+    ctypes.memset(kept[library._handle].address, 0, 4)
+    return kept[library._handle]
+
+
+def _value(verdict: Pinned) -> int:
+    return c_uint32.from_address(verdict.address).value
+
+
+def _check(library: ctypes.CDLL, code: int) -> None:
+    if code:
+        raise LayoutError(f"the kernels refuse: {library.kvl_gpu_message(code).decode()}")
+
+
+def _refuse(plan: Plan, library: ctypes.CDLL, code: int) -> None:
+    if code:
+        check(plan)  # says which block or address it is, where it can
+        if code == native.SCALES:
+            raise scales_error(plan)
+        _check(library, code)

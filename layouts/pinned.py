@@ -1,0 +1,62 @@
+"""Memory of the CPU that GPUs reach: ordinary mappings, pinned by the platform's run time."""
+
+from __future__ import annotations
+
+import ctypes
+import mmap
+import os
+from pathlib import Path
+
+from kvlingua.layouts.errors import LayoutError
+from kvlingua.layouts.memory import Buffer
+
+
+class Pinned:
+    """`nbytes` of zeros in a shareable mapping, pinned until it is closed; near the GPU `pci`, if that can be known.
+
+    library: one of gpu.py. Pages are taken from the memory of the node that takes them first, so a thread touches them
+    while it may run on that node's CPUs only.
+    """
+
+    def __init__(self, library: ctypes.CDLL, nbytes: int, pci: str = "") -> None:
+        self._library = library
+        self._map = mmap.mmap(-1, nbytes)
+        self._memory = (ctypes.c_char * nbytes).from_buffer(self._map)
+        self.address = ctypes.addressof(self._memory)
+        before = os.sched_getaffinity(0)
+        near = before & cpus_near(pci)
+        try:
+            if near:
+                os.sched_setaffinity(0, near)
+            ctypes.memset(self.address, 0, nbytes)
+        finally:
+            os.sched_setaffinity(0, before)
+        code = library.kvl_gpu_pin(self.address, nbytes)
+        if code:
+            raise LayoutError(f"{nbytes} bytes can't be pinned: {library.kvl_gpu_message(code).decode()}")
+
+    @property
+    def buffer(self) -> Buffer:
+        """All of it, for a pool."""
+        return Buffer(self.address, len(self._memory), self, "pinned")
+
+    def close(self) -> None:
+        """Unpin it. Nothing may use it any more, nor be on its way to or from it."""
+        if self.address:
+            self._library.kvl_gpu_unpin(self.address)
+            self.address = 0
+
+    def __del__(self) -> None:
+        if getattr(self, "address", 0):
+            self.close()
+
+
+def cpus_near(pci: str, system: Path = Path("/sys")) -> set[int]:
+    """CPUs of the NUMA node that a PCI device hangs on; none if that isn't known."""
+    try:
+        node = int((system / "bus/pci/devices" / pci.lower() / "numa_node").read_text())
+        listed = (system / f"devices/system/node/node{node}/cpulist").read_text() if pci and node >= 0 else ""
+    except (OSError, ValueError):
+        return set()
+    ranges = [part.split("-") for part in listed.strip().split(",") if part]
+    return {cpu for ends in ranges for cpu in range(int(ends[0]), int(ends[-1]) + 1)}

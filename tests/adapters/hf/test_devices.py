@@ -1,0 +1,52 @@
+"""Where a model may lie: the CPU, or one GPU that computes as exactly as its dtype says."""
+
+from collections.abc import Iterator
+from types import SimpleNamespace
+
+import pytest
+import torch
+from transformers import LlamaForCausalLM
+
+from kvlingua.adapters.hf.live_state import check_known_code, check_runs_as_described
+from kvlingua.common.errors import UnsupportedError
+from tests.adapters.hf.tiny import llama_config
+
+
+@pytest.fixture
+def model() -> LlamaForCausalLM:
+    return LlamaForCausalLM(llama_config()).eval()
+
+
+def test_the_cpu(model: LlamaForCausalLM) -> None:
+    check_known_code(model)
+    check_runs_as_described(model)
+
+
+def test_several_devices(model: LlamaForCausalLM) -> None:
+    model.model.layers[1].to("meta")
+    with pytest.raises(UnsupportedError, match=r"layers\.1\.\S+ lies on meta: the CPU, or one GPU, must hold all"):
+        check_known_code(model)
+
+
+def test_another_kind_of_device(model: LlamaForCausalLM) -> None:
+    with pytest.raises(UnsupportedError, match="lies on meta"):
+        check_known_code(model.to("meta"))
+
+
+@pytest.fixture
+def tf32() -> Iterator[None]:
+    """torch's own switch, which isn't an attribute that monkeypatch could restore."""
+    before = torch.backends.cuda.matmul.allow_tf32
+    torch.backends.cuda.matmul.allow_tf32 = True
+    yield
+    torch.backends.cuda.matmul.allow_tf32 = before
+
+
+@pytest.mark.usefixtures("tf32")
+def test_tf32_matters_on_a_gpu_only(model: LlamaForCausalLM, monkeypatch: pytest.MonkeyPatch) -> None:
+    check_runs_as_described(model)
+    monkeypatch.setattr(LlamaForCausalLM, "device", SimpleNamespace(type="cuda"))
+    with pytest.raises(UnsupportedError, match="TF32"):
+        check_runs_as_described(model)
+    torch.backends.cuda.matmul.allow_tf32 = False
+    check_runs_as_described(model)

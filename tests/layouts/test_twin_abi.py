@@ -1,0 +1,127 @@
+"""The C entry of the kernels for GPUs, by their host twin: any strides, tables too long for one launch, refusals."""
+
+from __future__ import annotations
+
+import ctypes
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from kvlingua.layouts import gpu, native
+from tests.layouts.abi_calls import CAST, COPY_EQUAL, Call, RandomCall
+from tests.native import builds
+
+
+@pytest.fixture
+def library() -> ctypes.CDLL:
+    twin = builds.twin()
+    if twin is None:
+        pytest.skip("there is no C++ compiler to make the host twin with")
+    loaded = gpu.load(twin)
+    assert loaded.library is not None, loaded.description
+    assert loaded.library.kvl_gpu_platform() == b"host"
+    return loaded.library
+
+
+def run(library: ctypes.CDLL, plan: native.CPlan, verdict: ctypes.c_uint32 | None = None, **fields: int) -> int:
+    """What kvl_gpu_convert returns."""
+    call = gpu.Call(plan=ctypes.pointer(plan), **fields)
+    call.verdict = ctypes.addressof(verdict) if verdict is not None else 0
+    return int(library.kvl_gpu_convert(ctypes.byref(call)))
+
+
+@settings(max_examples=150)
+@given(seed=st.integers(0, 2**32), block_bytes=st.sampled_from((0, 1, 1 << 20)), blocks=st.sampled_from((0, 1, 5000)))
+def test_any_strides(seed: int, block_bytes: int, blocks: int) -> None:
+    """Every byte of the target's memory, those that nobody owns among them, with grid blocks of any size."""
+    twin = builds.twin()
+    if twin is None:
+        pytest.skip("there is no C++ compiler to make the host twin with")
+    call = RandomCall(seed)
+    memory, source = call.ends[1].memory.copy(), call.ends[0].memory.copy()
+    library = gpu.load(twin).library
+    assert library is not None
+    assert run(library, call.plan(memory), block_bytes=block_bytes, blocks=blocks) == 0
+    assert np.array_equal(memory, call.wanted())
+    assert np.array_equal(call.ends[0].memory, source), "the source was written"
+
+
+@pytest.mark.parametrize("seed", [1, 5, 8, 23])
+def test_tables_for_one_large_launch_and_for_several(library: ctypes.CDLL, seed: int) -> None:
+    """Slots of single tokens are the longest tables there are."""
+    call = RandomCall(seed, tokens=20011, heads=2)
+    memory = call.ends[1].memory.copy()
+    assert run(library, call.plan(memory)) == 0
+    assert np.array_equal(memory, call.wanted())
+
+
+def test_a_right_call(library: ctypes.CDLL) -> None:
+    call = Call()
+    assert run(library, call.plan) == 0
+    wanted = Call()
+    assert native.load(native.library_path()).library.kvl_convert(wanted.plan) == 0  # type: ignore[union-attr]
+    assert np.array_equal(call.target, wanted.target)
+
+
+def test_a_bad_block_is_caught_before_launch(library: ctypes.CDLL) -> None:
+    call = Call()
+    call.tables[0][1] = 2
+    assert run(library, call.plan) == 4
+    assert not call.target.any()
+
+
+@pytest.mark.parametrize("fields", [{"reserved": 1}, {"device": -1}, {"block_bytes": -1}, {"blocks": -1}])
+def test_fields_out_of_range(library: ctypes.CDLL, fields: dict[str, int]) -> None:
+    call = Call()
+    assert run(library, call.plan, **fields) == 2
+    assert not call.target.any()
+
+
+def test_scales_that_differ_are_a_verdict_and_nothing_is_written(library: ctypes.CDLL) -> None:
+    call, verdict = Call(), ctypes.c_uint32(0)
+    call.with_scales(COPY_EQUAL)
+    assert run(library, call.plan) == 1, "a plan that compares needs a place for its verdict"
+    assert run(library, call.plan, verdict) == 0
+    assert (verdict.value, call.target.any()) == (0, True)
+    call.target[:] = 0
+    call.scales[1] = 2
+    assert run(library, call.plan, verdict) == 0
+    assert (verdict.value, call.target.any()) == (native.SCALES, False)
+
+
+def test_a_cast_needs_no_verdict(library: ctypes.CDLL) -> None:
+    call = Call()
+    call.with_scales(CAST)
+    assert run(library, call.plan) == 0
+    assert call.target.any()
+
+
+def test_messages(library: ctypes.CDLL) -> None:
+    messages = {library.kvl_gpu_message(code) for code in range(11)}
+    assert len(messages) == 11
+    assert library.kvl_gpu_message(1001) == b"unknown error"
+    assert library.kvl_gpu_convert(None) == 1
+
+
+def test_the_structure_is_the_headers(tmp_path: Path) -> None:
+    """Compiled as C; the others are compared in test_native_abi.py."""
+    import shutil
+    import subprocess
+
+    compiler = shutil.which("cc")
+    if compiler is None:
+        pytest.skip("needs a C compiler")
+    fields = [name for name, _ in gpu.Call._fields_]
+    lines = [f'printf("%zu\\n", offsetof(kvl_gpu_call, {name}));' for name in fields]
+    source, program = tmp_path / "sizes.c", tmp_path / "sizes"
+    body = "\n".join(['printf("%zu\\n", sizeof(kvl_gpu_call));', *lines])
+    header = '#include <stddef.h>\n#include <stdio.h>\n#include "kvlingua_gpu.h"\n'
+    source.write_text(f"{header}int main(void) {{\n{body}\nreturn 0; }}")
+    flags = ["-std=c99", "-Wall", "-Wextra", "-Wpedantic", "-Werror", f"-I{Path(__file__).parents[2] / 'csrc'}"]
+    subprocess.run([compiler, *flags, source, "-o", program], check=True)
+    printed = subprocess.run([program], check=True, capture_output=True, text=True).stdout
+    wanted = [ctypes.sizeof(gpu.Call), *(getattr(gpu.Call, name).offset for name in fields)]
+    assert [int(line) for line in printed.split()] == wanted
