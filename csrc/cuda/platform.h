@@ -121,11 +121,18 @@ KVL_DEVICE void store(uint64_t address, const V& value) {
 namespace kvl {
 
 inline thread_local uint32_t current_block;
+inline thread_local bool barred;  // whether nothing has run since the last barrier
 
+inline void begin_block(uint32_t block) {
+    current_block = block;
+    barred = true;
+}
 inline uint32_t block_index() { return current_block; }
-inline void barrier() {}
+inline void barrier() { barred = true; }
 template <class F>
 inline void each_thread(const F& f) {
+    if (!barred) std::abort();  // on a GPU threads would run ahead of each other into this phase
+    barred = false;
     for (uint32_t thread = 0; thread < kThreads; ++thread) f(thread);
 }
 

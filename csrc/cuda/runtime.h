@@ -136,7 +136,8 @@ class OnDevice {
 template <uint32_t kWords>
 int run_kernel(Work<kWords>* work, uint32_t blocks, void*) {
     static thread_local Scratch scratch;
-    for (current_block = 0; current_block < blocks; ++current_block) {
+    for (uint32_t block = 0; block < blocks; ++block) {
+        begin_block(block);
         std::memset(static_cast<void*>(&scratch), 0xa5, sizeof(scratch));
         run_block(work->head, work->words, &scratch);
     }

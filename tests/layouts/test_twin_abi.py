@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+from array import array
 from pathlib import Path
 
 import numpy as np
@@ -11,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from kvlingua.layouts import gpu, native
-from tests.layouts.abi_calls import CAST, COPY_EQUAL, Call, RandomCall
+from tests.layouts.abi_calls import CAST, COPY, COPY_EQUAL, F32, Call, RandomCall
 from tests.native import builds
 
 
@@ -34,9 +35,15 @@ def run(library: ctypes.CDLL, plan: native.CPlan, verdict: ctypes.c_uint32 | Non
 
 
 @settings(max_examples=150)
-@given(seed=st.integers(0, 2**32), block_bytes=st.sampled_from((0, 1, 1 << 20)), blocks=st.sampled_from((0, 1, 5000)))
-def test_any_strides(seed: int, block_bytes: int, blocks: int) -> None:
-    """Every byte of the target's memory, those that nobody owns among them, with grid blocks of any size."""
+@given(
+    seed=st.integers(0, 2**32),
+    block_bytes=st.sampled_from((0, 1, 1 << 20)),
+    blocks=st.sampled_from((0, 1, 5000)),
+    piece_bytes=st.sampled_from((0, 1)),
+)
+def test_any_strides(seed: int, block_bytes: int, blocks: int, piece_bytes: int) -> None:
+    """Every byte of the target's memory, those that nobody owns among them, with grid blocks of any size, and moved
+    piece by piece as copy engines do."""
     twin = builds.twin()
     if twin is None:
         pytest.skip("there is no C++ compiler to make the host twin with")
@@ -44,7 +51,7 @@ def test_any_strides(seed: int, block_bytes: int, blocks: int) -> None:
     memory, source = call.ends[1].memory.copy(), call.ends[0].memory.copy()
     library = gpu.load(twin).library
     assert library is not None
-    assert run(library, call.plan(memory), block_bytes=block_bytes, blocks=blocks) == 0
+    assert run(library, call.plan(memory), block_bytes=block_bytes, blocks=blocks, piece_bytes=piece_bytes) == 0
     assert np.array_equal(memory, call.wanted())
     assert np.array_equal(call.ends[0].memory, source), "the source was written"
 
@@ -56,6 +63,31 @@ def test_tables_for_one_large_launch_and_for_several(library: ctypes.CDLL, seed:
     memory = call.ends[1].memory.copy()
     assert run(library, call.plan(memory)) == 0
     assert np.array_equal(memory, call.wanted())
+
+
+@pytest.mark.parametrize("where", [0, 1, 9999, 10005, 19999, 20010])
+def test_values_that_differ_across_launches(library: ctypes.CDLL, where: int) -> None:
+    """A value for each of the source's blocks, of which one block of the target gets all: from `where` on another."""
+    tokens = 20011
+    source, target = np.ones(tokens, np.float32), np.zeros(1, np.float32)
+    source[where:] = 2
+    bases = [array("Q", [memory.ctypes.data]) for memory in (source, target)]
+    spans = [array("Q", [memory.ctypes.data, memory.ctypes.data + memory.nbytes]) for memory in (source, target)]
+    tables = [array("q", range(tokens)), array("q", [0])]
+    planes = (native.Plane * 1)()
+    plane = planes[0]
+    plane.op, plane.once, plane.source_type, plane.target_type = COPY, 1, F32, F32
+    plane.factor, plane.heads, plane.dims = 1.0, 1, 1
+    plane.dim[0] = native.Axis(1, 4, 4)
+    plane.source, plane.target = (native.Side(base.buffer_info()[0], 4) for base in bases)
+    views = [
+        native.Tokens(table.buffer_info()[0], len(table), len(table), page, 0, span.buffer_info()[0], 1)
+        for table, page, span in zip(tables, (1, tokens), spans, strict=True)
+    ]
+    plan = native.CPlan(1, 0, 0, tokens, 1, 1, 1, planes, *views)
+    verdict = ctypes.c_uint32(0)
+    assert run(library, plan, verdict) == 0
+    assert (verdict.value, target[0]) == ((0, 2) if where == 0 else (native.SCALES, 0))
 
 
 def test_a_right_call(library: ctypes.CDLL) -> None:
