@@ -2,7 +2,7 @@
 
 A thread that is stuck in the kernel can't be stopped. So there is one for each kind of call, and while one is stuck the
 store counts as hanging: every further call, of any kind, fails at once, until the stuck one returns. The threads are
-daemons: they never keep a process from exiting.
+daemons: they keep a process from exiting for no longer than `close` is told to wait.
 """
 
 import threading
@@ -18,7 +18,7 @@ T = TypeVar("T")
 
 class _Job(Generic[T]):
     def __init__(self, function: Callable[[], T]) -> None:
-        self.function = function
+        self.function: Callable[[], T] | None = function
         self.started = False
         self.done = threading.Event()
         self.outcome: Callable[[], T] | None = None
@@ -74,16 +74,17 @@ class DeadlineWorker:
         return job.outcome()
 
     def close(self, timeout: float) -> None:
-        """No further calls; the thread ends after the one it is in. Waits for that, unless it is stuck.
+        """No further calls; the thread ends after those it has. Waits at most `timeout` seconds for that, and not at
+        all if it is stuck.
 
-        A thread that is at work while Python shuts down is ended wherever it is; if that is within an engine's C++, the
-        process aborts.
+        A thread that is at work while Python shuts down is ended wherever it is; if that is within an engine's C++, as
+        when it lets go of a tensor, the process aborts.
         """
         with self._wake:
             self._closed = True
             self._wake.notify()
             thread = None if self._name in self._stuck else self._thread
-        if thread is not None:
+        if thread not in (None, threading.current_thread()):
             thread.join(timeout)
 
     def _run(self) -> None:
@@ -95,8 +96,10 @@ class DeadlineWorker:
                     return
                 job = self._jobs.popleft()
                 job.started = True
+            assert job.function is not None
             job.outcome = capture(job.function)
+            job.function = None  # what it holds, an engine's memory among it, is the caller's alone again
             with self._wake:
                 job.done.set()
                 self._stuck.pop(self._name, None)
-            del job  # what it held, an engine's memory among it, isn't kept until the next one comes
+            del job

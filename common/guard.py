@@ -62,14 +62,19 @@ def reason_of(error: BaseException) -> str:
 
 
 def capture(function: Callable[[], T]) -> Callable[[], T]:
-    """Run `function` now, in this thread; calling the result gives its value or raises its exception, in any thread."""
+    """Run `function` now, in this thread; calling the result, once, gives its value or raises its exception, in any
+    thread."""
     try:
         value = function()
     except Exception as error:
         caught = error
 
         def fail() -> T:
-            raise caught
+            nonlocal caught
+            try:
+                raise caught
+            finally:
+                del caught  # else it held the frames that hold it, until the collector comes, in whatever thread
 
         return fail
     return lambda: value

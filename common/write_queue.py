@@ -8,6 +8,7 @@ from collections.abc import Callable
 
 from kvlingua.common.guard import Guard
 
+_END_S = 1.0  # how long a thread that has nothing left to do may take to end
 _JOBS = 4096  # jobs that hold no scratch memory are bounded by their number
 
 
@@ -52,7 +53,8 @@ class WriteQueue:
         return True
 
     def close(self, timeout: float) -> bool:
-        """No further jobs. True if those submitted were done within `timeout` seconds; the others are given up."""
+        """No further jobs. True if those submitted were done within `timeout` seconds, and then the thread has ended,
+        if it could within a second; the others are given up."""
         with self._changed:
             self._closed = True
             self._changed.notify_all()
@@ -64,8 +66,8 @@ class WriteQueue:
             thread = self._thread
         for what, _, given_up in left:
             self._guard.run(what, None, given_up)
-        if done and thread is not None:  # it only has to end (DeadlineWorker.close says why that is waited for)
-            thread.join(timeout)
+        if done and thread not in (None, threading.current_thread()):
+            thread.join(_END_S)  # DeadlineWorker.close says why
         return done
 
     def _run(self) -> None:

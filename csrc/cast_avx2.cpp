@@ -18,6 +18,7 @@ namespace {
 struct Eight {
     using U = __m256i;
     static constexpr int64_t kLanes = 8, kGroup = 4;
+    static constexpr bool kBounds = true;
     static U all(uint32_t x) { return _mm256_set1_epi32(static_cast<int>(x)); }
     static U each(const float* p) { return _mm256_castps_si256(_mm256_broadcast_ss(p)); }
     static U bit_and(U a, U b) { return _mm256_and_si256(a, b); }
@@ -135,6 +136,6 @@ struct Eight {
 KVL_TARGET_END
 
 namespace kvl {
-const CastKernels kCastAvx2 = cast_kernels<Eight>();
+const CastKernels kCastAvx2 = cast_kernels<Eight>(true);
 }
 #endif

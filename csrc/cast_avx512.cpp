@@ -23,6 +23,7 @@ namespace {
 struct Sixteen {
     using U = __m512i;
     static constexpr int64_t kLanes = 16, kGroup = 4;
+    static constexpr bool kBounds = true;
     static U all(uint32_t x) { return _mm512_set1_epi32(static_cast<int>(x)); }
     static U each(const float* p) { return _mm512_castps_si512(_mm512_set1_ps(*p)); }
     static U bit_and(U a, U b) { return _mm512_and_si512(a, b); }
@@ -145,6 +146,6 @@ struct Sixteen {
 KVL_TARGET_END
 
 namespace kvl {
-const CastKernels kCastAvx512 = cast_kernels<Sixteen>();
+const CastKernels kCastAvx512 = cast_kernels<Sixteen>(true);
 }
 #endif

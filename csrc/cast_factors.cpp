@@ -4,6 +4,7 @@
 #include <cfloat>
 #include <cmath>
 
+#include "fetch.h"
 #include "types.h"
 
 namespace kvl {
@@ -18,17 +19,15 @@ float made_scale(float largest, float type_largest) {
     return scale >= 0x1p-126f && scale <= FLT_MAX ? scale : 1.0f;
 }
 
-// A line that is to be written must be fetched as such: with the ordinary prefetch, which GCC makes of this one where
-// it may not assume that the CPU knows prefetchw, made scales waited no less than without any (Zen 5). To a CPU that
-// doesn't know it, prefetchw is no operation.
-inline void fetch_line(const float* p, bool to_write) {
+// A line that is to be written must be fetched as such: with the ordinary prefetch, which GCC makes of it in code for
+// any x86-64, made scales waited no less than without any (Zen 5).
+KVL_INLINE void own_line(const float* p, bool prefetchw) {
 #if defined(__x86_64__)
-    if (to_write) {
-        asm volatile("prefetchw %0" ::"m"(*p));
-        return;
-    }
+    if (prefetchw) asm volatile("prefetchw %0" ::"m"(*p));
+#else
+    (void)prefetchw;
+    __builtin_prefetch(p, 1);
 #endif
-    to_write ? __builtin_prefetch(p, 1) : __builtin_prefetch(p);
 }
 
 }  // namespace
@@ -44,14 +43,13 @@ bool Scales::single(int64_t heads) const {
     return !side_->base || ((heads == 1 || !side_->head) && !side_->block && !side_->token && !side_->tile);
 }
 
-void Scales::fetch(int64_t layer, int64_t token, int64_t tokens, int64_t head, int64_t heads, bool to_write) const {
+template <typename F>
+void Scales::each_line(int64_t layer, int64_t token, int64_t tokens, int64_t head, int64_t heads, const F& line) const {
     if (!exist()) return;
-    const auto one = [&](int64_t t, int64_t h) { fetch_line(at(layer, t, h), to_write); };
-    const int64_t step = std::max<int64_t>(1, 64 / std::max<int64_t>(side_->token, 1));  // no more share a line
-    for (int64_t h = head; h < head + heads; ++h) {
-        for (int64_t t = token; t < token + tokens; t += step) one(t, h);
-        one(token + tokens - 1, h);
-    }
+    const auto step = [](int64_t stride) { return std::max<int64_t>(1, 64 / std::max<int64_t>(stride, 1)); };
+    const int64_t token_step = step(side_->token), head_step = step(side_->head);
+    for (int64_t h = head; h < head + heads; h += head_step)
+        for (int64_t t = token; t < token + tokens; t += token_step) line(at(layer, t, h));
 }
 
 CastFactors::CastFactors(const kvl_plan& plan, const kvl_plane& plane, const CastKernels& kernels, int64_t first,
@@ -83,8 +81,13 @@ void CastFactors::each_row(const CastForm& form, bool by_head, int64_t token, in
 
 void CastFactors::fetch(const CastForm& form, int64_t layer, int64_t token, int64_t head) const {
     if (single_) return;
-    source_.fetch(layer, token, form.tokens(), head, form.heads(), false);
-    target_.fetch(layer, token, form.tokens(), head, form.heads(), plane_.op == KVL_QUANTISE);
+    const auto read = [](const float* p) { fetch_line<false>(reinterpret_cast<const char*>(p)); };
+    const auto write = [&](const float* p) { own_line(p, kernels_.prefetchw); };
+    source_.each_line(layer, token, form.tokens(), head, form.heads(), read);
+    if (plane_.op == KVL_QUANTISE)
+        target_.each_line(layer, token, form.tokens(), head, form.heads(), write);
+    else
+        target_.each_line(layer, token, form.tokens(), head, form.heads(), read);
 }
 
 void CastFactors::fill(CastRows* rows, const CastForm& form, bool by_head, int64_t layer, int64_t token, int64_t head) {

@@ -24,8 +24,10 @@ class Scales {
         return reinterpret_cast<float*>(side_->base[layer] + static_cast<uint64_t>(head * side_->head) +
                                         static_cast<uint64_t>(offset_[static_cast<size_t>(token)]));
     }
-    // Fetches those of tokens in one block, and of heads, into the cache.
-    void fetch(int64_t layer, int64_t token, int64_t tokens, int64_t head, int64_t heads, bool to_write) const;
+    // Calls line(address) for the lines in which those of tokens in one block, and of heads, lie: for nearly all, as it
+    // isn't asked where in its line the first one is.
+    template <typename F>
+    void each_line(int64_t layer, int64_t token, int64_t tokens, int64_t head, int64_t heads, const F& line) const;
 
   private:
     const kvl_side* side_;
@@ -43,7 +45,7 @@ class CastFactors {
     void reserve(int64_t rows);
     // Fetches the scales of the block of `form` that begins at a token (0: the first) and head into the cache.
     void fetch(const CastForm& form, int64_t layer, int64_t token, int64_t head) const;
-    // Does it for such a block. Rows are counted as the form says.
+    // Fills in the factors of such a block. Rows are counted as the form says.
     void fill(CastRows* rows, const CastForm& form, bool by_head, int64_t layer, int64_t token, int64_t head);
 
   private:

@@ -32,6 +32,7 @@ struct CastKernels {
     void (*cast[kCastTypes][kCastTypes])(const CastRows& rows);
     // By source type: the largest magnitude of each row's numbers; infinity if one is infinite or NaN.
     void (*largest[kCastTypes])(const CastRows& rows, float* largest);
+    bool prefetchw;  // whether the CPUs that run these know that instruction; the first x86-64 didn't
 };
 
 extern const CastKernels kCastPortable;

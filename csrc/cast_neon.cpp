@@ -3,7 +3,6 @@
 #if defined(__AARCH64EL__)
 #include <arm_neon.h>
 
-#include <cmath>
 #include <cstdint>
 #include <cstring>
 
@@ -15,6 +14,7 @@ namespace {
 struct Four {
     using U = uint32x4_t;
     static constexpr int64_t kLanes = 4, kGroup = 4;
+    static constexpr bool kBounds = false;
     static U all(uint32_t x) { return vdupq_n_u32(x); }
     static U each(const float* p) { return bits(vld1q_dup_f32(p)); }
     static U bit_and(U a, U b) { return vandq_u32(a, b); }
@@ -109,6 +109,6 @@ struct Four {
 }  // namespace
 
 namespace kvl {
-const CastKernels kCastNeon = cast_kernels<Four>();
+const CastKernels kCastNeon = cast_kernels<Four>(false);
 }
 #endif

@@ -4,7 +4,7 @@
 
 namespace kvl {
 
-const CastKernels kCastPortable = cast_kernels<Scalar>();
+const CastKernels kCastPortable = cast_kernels<Scalar>(false);
 
 const CastKernels& find_cast_kernels(const Kernels& kernels) {
 #if defined(__x86_64__)

@@ -8,6 +8,7 @@
 #include "cast_kernels.h"
 #include "cast_largest.h"
 #include "cast_scalar.h"
+#include "fetch.h"
 
 namespace {
 
@@ -22,6 +23,7 @@ using kvl::CastRows;
 //   add_f, sub_f, mul_f                    of fp32
 //   most<T>(a, b), greatest<T>(a)          lanes of T instead: the larger ones; the largest
 //   greatest_of_each<T>(a, out)            the same of each of kTogether<T> vectors
+//   kBounds                                whether it gains by kBounded, below
 // and for groups of kGroup vectors, with as many numbers as that has lanes, in an order of its own:
 //   load<T>(p, x)                          integers T, each to the upper bits of its lane
 //   store<T>(p, codes, stream)             and from the lower bits
@@ -30,15 +32,6 @@ using kvl::CastRows;
 //                                          NaN or rounded to more than the largest number of F
 template <class V>
 constexpr int64_t kGroupSize = V::kGroup * V::kLanes;
-
-// An address beside the memory at hand: made of integers, since it may lie in another allocation.
-inline const char* beside(const char* p, int64_t distance) {
-    return reinterpret_cast<const char*>(reinterpret_cast<intptr_t>(p) + distance);
-}
-
-// Fetches a line into the cache; into the first level alone if so much is cast that nothing of it would be left in the
-// others when it is read again.
-inline void fetch(const char* p, bool once) { once ? __builtin_prefetch(p, 0, 0) : __builtin_prefetch(p); }
 
 // Whether all rows of the target fill lines of 64 bytes.
 inline bool whole_lines(const CastRows& rows, int64_t itemsize) {
@@ -102,7 +95,10 @@ void cast_all(const CastRows& rows) {
     if (whole)
         each_row<V>(rows, [&](const char* from, char* to, const U* factor) {
             for (int64_t i = 0; i < whole; ++i, from += kFromBytes, to += kToBytes) {
-                for (int64_t j = 0; j < kFromBytes; j += 64) fetch(beside(from, j + ahead), stream);
+                for (int64_t j = 0; j < kFromBytes; j += 64) {
+                    const char* const later = beside(from, j + ahead);
+                    stream ? fetch_line<true>(later) : fetch_line<false>(later);
+                }
                 cast_group<V, Source, Target, kBounded>(to, from, factor, one, stream);
             }
         });
@@ -117,10 +113,9 @@ void cast_all(const CastRows& rows) {
 
 template <class V, class Source, class Target>
 void cast_rows(const CastRows& rows) {
-    if (Target::kPacked && rows.bounded)
-        cast_all<V, Source, Target, Target::kPacked>(rows);
-    else
-        cast_all<V, Source, Target, false>(rows);
+    if constexpr (V::kBounds && Target::kPacked)
+        if (rows.bounded) return cast_all<V, Source, Target, true>(rows);
+    cast_all<V, Source, Target, false>(rows);
 }
 
 template <class V, class Source>
@@ -135,8 +130,9 @@ constexpr void fill(kvl::CastKernels* kernels, int source) {
 }
 
 template <class V>
-constexpr kvl::CastKernels cast_kernels() {
+constexpr kvl::CastKernels cast_kernels(bool prefetchw) {
     kvl::CastKernels kernels = {};
+    kernels.prefetchw = prefetchw;
     fill<V, F32>(&kernels, 0);
     fill<V, F16>(&kernels, 1);
     fill<V, Bf16>(&kernels, 2);

@@ -13,6 +13,7 @@ namespace {
 struct Scalar {
     using U = uint32_t;
     static constexpr int64_t kLanes = 1, kGroup = 64;
+    static constexpr bool kBounds = false;
     KVL_ANYWHERE static U all(uint32_t x) { return x; }
     static U each(const float* p) { return bits(*p); }
     KVL_ANYWHERE static U bit_and(U a, U b) { return a & b; }

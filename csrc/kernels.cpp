@@ -3,15 +3,11 @@
 
 #include <cstring>
 
+#include "fetch.h"
 #include "kvlingua.h"
 
 namespace kvl {
 namespace {
-
-// An address beside the memory at hand: made of integers, since it may lie in another allocation.
-const char* beside(const char* p, int64_t distance) {
-    return reinterpret_cast<const char*>(reinterpret_cast<intptr_t>(p) + distance);
-}
 
 void rows(char* dst, const char* src, const Axis* loops, int64_t bytes, int64_t ahead) {
     const Axis &x = loops[0], &y = loops[1], &z = loops[2];
@@ -19,7 +15,7 @@ void rows(char* dst, const char* src, const Axis* loops, int64_t bytes, int64_t 
         for (int64_t j = 0; j < y.size; ++j)
             for (int64_t k = 0; k < z.size; ++k) {
                 const char* from = src + i * x.source + j * y.source + k * z.source;
-                __builtin_prefetch(beside(from, ahead));
+                fetch_line<false>(beside(from, ahead));
                 std::memcpy(dst + i * x.target + j * y.target + k * z.target, from, static_cast<size_t>(bytes));
             }
 }

@@ -5,6 +5,8 @@
 #ifndef KVLINGUA_SIMD_H_
 #define KVLINGUA_SIMD_H_
 
+#include "fetch.h"
+
 namespace {
 
 // A vector type has kBytes and:
@@ -21,26 +23,10 @@ namespace {
 //   swap_lanes(r)            transposes kBytes / 16 vectors by their 16-byte lanes
 //   even(a, b), odd(a, b)    the even or odd 16-byte lanes of a, then those of b
 
-// Whether a compiler inlines these is not left to it: arrays of vectors must become registers, and GCC takes a function
-// that does nothing but fetch for one that does nothing, and drops calls of it.
-#define KVL_INLINE inline __attribute__((always_inline))
-
-// An address beside the memory at hand: made of integers, since it may lie in another allocation.
-inline const char* beside(const char* p, int64_t distance) {
-    return reinterpret_cast<const char*>(reinterpret_cast<intptr_t>(p) + distance);
-}
-
-// Fetches a line into the cache. Into its first level alone if so much is copied that the target is written past it:
-// the other levels then don't have to take what is read only once (1 to 5 % on Zen 5).
-template <bool kStream>
-KVL_INLINE void fetch_line(const char* p) {
-    __builtin_prefetch(p, 0, kStream ? 0 : 3);
-}
-
-// The same for so many rows, a line of each.
+// Fetches a line of each of so many rows.
 template <bool kStream>
 KVL_INLINE void fetch_lines(const char* p, int64_t stride, int64_t rows) {
-    for (int64_t i = 0; i < rows; ++i) fetch_line<kStream>(p + i * stride);
+    for (int64_t i = 0; i < rows; ++i) fetch_line<kStream>(beside(p, i * stride));
 }
 
 template <class V, bool kStream>

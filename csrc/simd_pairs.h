@@ -1,6 +1,6 @@
 // Rows that are interleaved in pairs, and the other way: tiles of AMX, the two usual orders of rotated dims.
 //
-// To be included inside a KVL_TARGET region, as simd.h. Vectors of 16 bytes are as quick as memory is here.
+// To be included where simd.h may be. Vectors of 16 bytes are as quick as memory is here.
 #ifndef KVLINGUA_SIMD_PAIRS_H_
 #define KVLINGUA_SIMD_PAIRS_H_
 

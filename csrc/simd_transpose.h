@@ -1,6 +1,6 @@
 // Transpositions, for vectors of any size.
 //
-// To be included inside a KVL_TARGET region, as simd.h.
+// To be included where simd.h may be.
 #ifndef KVLINGUA_SIMD_TRANSPOSE_H_
 #define KVLINGUA_SIMD_TRANSPOSE_H_
 

@@ -115,7 +115,7 @@ ROWS: tuple[Row, ...] = (
         "hf_sliding",
         "layer plane | head token dim",
         HF,
-        "one batch row of a sliding window: the last tokens, sliced from a longer tensor or (static) rolled in place",
+        "a batch row of a sliding window: the last tokens, sliced from a longer tensor, or rolled: then two views",
         ("kv", "mla"),
     ),
     Row("hf_paged", "| block layer (k: token head dim) (v: token head dim)", HF, "blocks of continuous batching"),

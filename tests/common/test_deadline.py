@@ -1,8 +1,10 @@
 """The threads behind the facade: calls with a deadline, the write queue, and the memory they use."""
 
+import gc
 import threading
 import time
 import weakref
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -145,15 +147,31 @@ def test_nothing_of_a_call_is_kept_behind_it() -> None:
     worker, queue, held = DeadlineWorker("test", {}), WriteQueue("test"), Held()
     gone = weakref.ref(held)
     assert worker.call("name", lambda held=held: type(held).__name__, 10) == "Held"  # type: ignore[misc]
+    with suppress(ZeroDivisionError):
+        worker.call("divide", lambda held=held: 1 / 0, 10)  # type: ignore[misc]
     assert queue.submit("store", lambda held=held: None, lambda held=held: None)  # type: ignore[misc]
     assert queue.flush(10)
-    del held
-    deadline = time.monotonic() + 10
-    while gone() is not None:
-        assert time.monotonic() < deadline, "a thread that waits still holds it"
-        time.sleep(0.005)
+    gc.disable()  # cycles are let go of in whatever thread the collector runs
+    try:
+        del held
+        deadline = time.monotonic() + 10
+        while gone() is not None:
+            assert time.monotonic() < deadline, "a thread that waits still holds it"
+            time.sleep(0.005)
+    finally:
+        gc.enable()
     worker.close(10)
     queue.close(10)
+
+
+def test_a_thread_may_close_what_it_works_for() -> None:
+    worker, queue = DeadlineWorker("test", {}), WriteQueue("test")
+    worker.call("close", lambda: worker.close(10), 10)
+    with pytest.raises(StoreError, match="closed"):
+        worker.call("sum", lambda: 1, 10)
+    queue.submit("close", lambda: queue.close(0) and None)
+    assert queue.flush(10)
+    assert not queue.submit("store", lambda: None)
 
 
 def test_threads_have_ended_when_close_returns() -> None:

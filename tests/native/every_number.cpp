@@ -190,6 +190,12 @@ void scales_made(int32_t source) {
     const Codes codes = every_code(source, {0x5555});
     compare({KVL_QUANTISE, source, KVL_E4M3FN, 1.0f, 20, alone(codes, 0, 20), {}, {}});
     compare({KVL_QUANTISE, source, KVL_E5M2, 1.0f, 5, alone(codes, numbers::encode(source, 1.5f), 5), {}, {}});
+    Rows rows{KVL_QUANTISE, source, KVL_E4M3FNUZ, 1.0f, 20, alone(codes, 0, 20), {}, {}};
+    compare(rows);
+    const float special[] = {-0.5f, 0.0f, HUGE_VALF, NAN, 1e-40f, -3e38f};
+    for (int64_t i = 0; i < rows.count(); ++i)
+        rows.source_scale.push_back(i % 50 < 6 ? special[i % 50] : 1.0f + static_cast<float>(i % 7) / 8);
+    compare(rows);
 }
 
 }  // namespace
