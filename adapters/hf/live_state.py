@@ -107,7 +107,7 @@ def check_runs_as_described(model: torch.nn.Module) -> None:
     if torch.is_autocast_enabled("cpu") or torch.is_autocast_enabled("cuda"):
         raise UnsupportedError("autocast", "autocast computes in another dtype than the model's")
     on_gpu = getattr(getattr(model, "device", None), "type", "cpu") == "cuda"
-    if on_gpu and torch.backends.cuda.matmul.allow_tf32:
+    if on_gpu and _tf32():
         raise UnsupportedError("tf32", "TF32 is allowed: float32 would be computed with 10 bits of mantissa on a GPU")
     if torch_module._global_forward_hooks or torch_module._global_forward_pre_hooks:
         raise UnsupportedError("hooks", "global forward hooks are registered")
@@ -126,6 +126,15 @@ def check_runs_as_described(model: torch.nn.Module) -> None:
         hooks = [*module._forward_hooks.values(), *module._forward_pre_hooks.values()]
         if any(getattr(hook, "__module__", "") not in _LISTENING_HOOKS for hook in hooks):
             raise UnsupportedError("hooks", f"{where} has forward hooks")
+
+
+def _tf32() -> bool:
+    """Whether products of float32 may be computed in TF32 on a GPU. It counts for models of other types, too: many of
+    them route, or normalise, in float32."""
+    matmul = torch.backends.cuda.matmul
+    # Once anybody has used torch's newer switch, the older one can't be read any more.
+    precision = getattr(matmul, "fp32_precision", None)
+    return bool(matmul.allow_tf32) if precision is None else precision not in ("ieee", "none")
 
 
 def foreign_origin(function: object) -> str | None:

@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator
 from types import SimpleNamespace
+from typing import Any
 
 import pytest
 import torch
@@ -40,6 +41,27 @@ def tf32() -> Iterator[None]:
     torch.backends.cuda.matmul.allow_tf32 = True
     yield
     torch.backends.cuda.matmul.allow_tf32 = before
+
+
+@pytest.mark.skipif(not hasattr(torch.backends, "fp32_precision"), reason="this torch has one switch only")
+@pytest.mark.parametrize("where", [torch.backends, torch.backends.cuda.matmul], ids=["torch.backends", "matmul"])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+def test_the_newer_switch(
+    model: LlamaForCausalLM, monkeypatch: pytest.MonkeyPatch, where: Any, dtype: torch.dtype
+) -> None:
+    """With which the older one can't be read any more. Models of bfloat16 compute some of it in float32, too."""
+    model.to(dtype)
+    monkeypatch.setattr(LlamaForCausalLM, "device", SimpleNamespace(type="cuda"))
+    before = where.fp32_precision
+    where.fp32_precision = "tf32"
+    try:
+        with pytest.raises(UnsupportedError, match="TF32"):
+            check_runs_as_described(model)
+        where.fp32_precision = "ieee"
+        check_runs_as_described(model)
+    finally:
+        where.fp32_precision = before
+    check_runs_as_described(model)
 
 
 @pytest.mark.usefixtures("tf32")
