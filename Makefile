@@ -47,7 +47,11 @@ $(DEPS): requirements-dev.txt
 $(INSTALLED): $(DEPS) pyproject.toml src/kvlingua/__init__.py $(NATIVE)
 	@echo "setup: building the native library, installing kvlingua for development"
 	@$(PY) -m pip install -qq --no-build-isolation --editable .
-	@test -n "$$(find $(VENV)/lib -path '*/kvlingua/_lib/*.so')" || $(MAKE) --no-print-directory _why_no_library
+	@test -n "$$(find $(VENV)/lib -name libkvlingua_cpu.so)" || $(MAKE) --no-print-directory _why_no_library
+	@PATH="$$PATH:$${CUDA_HOME:-/usr/local/cuda}/bin:$${ROCM_PATH:-/opt/rocm}/bin"; for one in nvcc:cuda hipcc:hip; do \
+	    ! command -v $${one%%:*} >/dev/null || test -n "$$(find $(VENV)/lib -name libkvlingua_$${one##*:}.so)" || \
+	    echo "setup: libkvlingua_$${one##*:}.so is MISSING although $${one%%:*} is there; why: cmake -S . -B build/cmake/why && cmake --build build/cmake/why"; \
+	done
 	@touch $@
 
 # A wheel without its library is right where there is no compiler (conversion then runs through torch), but a mistake where there is one.

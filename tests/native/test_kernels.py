@@ -34,6 +34,22 @@ def test_what_clang_says() -> None:
     assert list(kernels.of_clang("gfx942", "clang", CLANG)) == [Kernel("gfx942", "clang", 497, 51, 2, 16, 13568)]
 
 
+@pytest.mark.skipif(not shutil.which("nvcc"), reason="there is no nvcc")
+def test_the_kernel_for_long_tables_is_compiled_too() -> None:
+    """Both, of one architecture."""
+    found = kernels.compiled("cuda", kernels.CUDA[0])
+    short, long = sorted(kernel.words for kernel in found)
+    assert 8 * short < 4096 < 8 * long < 32764
+    assert not any(kernel.spilled or kernel.stack for kernel in found)
+
+
+def test_a_kernel_that_is_not_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    one = [("nvcc", lambda architecture, command, output: PTXAS, kernels.of_nvcc)]
+    monkeypatch.setattr(kernels, "compilers", lambda: {"cuda": one})
+    with pytest.raises(SystemExit, match="named not 2 kernels"):
+        kernels.compiled("cuda", "90")
+
+
 def test_an_architecture_that_nobody_knows(tmp_path: Path) -> None:
     """Neither is it compiled by the next best, nor passed over in silence."""
     if not shutil.which("nvcc"):
