@@ -54,6 +54,14 @@ def canonical(buffer: Buffer, tokens: int = TOKENS) -> View:
     return pool.view([0], 0, tokens)
 
 
+@pytest.fixture(autouse=True, params=["default stream", "stream of its own"])
+def queue(request: pytest.FixtureRequest) -> Iterator[None]:
+    """torch's current stream in all that a test does: the default one takes other ways of the run time's."""
+    with torch.cuda.stream(torch.cuda.Stream() if "own" in request.param else torch.cuda.default_stream()):
+        yield
+        torch.cuda.synchronize()
+
+
 @pytest.fixture
 def engine() -> Engine:
     return Engine()
@@ -167,6 +175,9 @@ def test_static_scales_are_compared_on_the_device() -> None:
     scales["v_scale"][3][1] = 2
     torch.cuda.synchronize()
     with pytest.raises(LayoutError, match="v_scale"):
+        convert(source, into)
+    assert not target.any()
+    with torch.cuda.graph(torch.cuda.CUDAGraph()), pytest.raises(LayoutError, match="captured"):
         convert(source, into)
     assert not target.any()
 
