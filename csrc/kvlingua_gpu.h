@@ -3,14 +3,15 @@
 // A library has it for one platform (CUDA, HIP, or the host twin that executes the same kernels on a CPU). It checks
 // everything but the values of scales before it launches anything, launches all there is to do on the caller's stream,
 // and returns. It never waits, keeps nothing and allocates no memory of the device, so a call may be captured in a
-// graph. Calls may run at the same time from several threads.
+// graph: but not for a plan that compares, whose verdict the caller has to wait for. Calls may run at the same time
+// from several threads.
 #ifndef KVLINGUA_GPU_H_
 #define KVLINGUA_GPU_H_
 
 #include "kvlingua.h"
 
-// Version of this header; a caller refuses any other than its own.
-#define KVL_GPU_ABI_VERSION 1
+// Version of this header, and of the plans in it; a caller refuses any other than its own.
+#define KVL_GPU_ABI_VERSION (100 * KVL_ABI_VERSION + 2)
 KVL_API int32_t kvl_gpu_abi_version(void);
 
 // "cuda", "hip", or "host" for the twin.
@@ -18,6 +19,8 @@ KVL_API const char* kvl_gpu_platform(void);
 
 // Beside the codes of kvlingua.h: this much more than an error of the platform's own.
 enum { KVL_PLATFORM_ERROR = 1000 };
+// And this: the plan compares, and its stream is being captured in a graph.
+enum { KVL_GPU_CAPTURED = 900 };
 // What a code means, in one sentence. Never null; what is said of an error of the platform is the platform's.
 KVL_API const char* kvl_gpu_message(int32_t code);
 
@@ -32,10 +35,13 @@ typedef struct kvl_gpu_device {
 } kvl_gpu_device;
 KVL_API int32_t kvl_gpu_describe(int32_t device, kvl_gpu_device* found);
 
+// KVL_OK if this library has code for a device. It is loaded then, so that nothing has to be while a graph is captured.
+KVL_API int32_t kvl_gpu_ready(int32_t device);
+
 // Pins memory of the host, so that kernels of all devices reach it at the address that it has, until it is unpinned.
-// KVL_UNSUPPORTED where a platform would give it another address.
-KVL_API int32_t kvl_gpu_pin(void* memory, int64_t bytes);
-KVL_API int32_t kvl_gpu_unpin(void* memory);
+// KVL_UNSUPPORTED where a platform would give it another address. The device is the one that does it, for all.
+KVL_API int32_t kvl_gpu_pin(int32_t device, void* memory, int64_t bytes);
+KVL_API int32_t kvl_gpu_unpin(int32_t device, void* memory);
 
 // A plain copy by a copy engine, between a device's memory and pinned memory or its own. It is launched, not waited
 // for.
@@ -48,16 +54,21 @@ typedef struct kvl_gpu_call {
     const kvl_plan* plan;  // its threads, kernels and stream_bytes mean nothing here
     void* stream;          // of that device: a cudaStream_t or hipStream_t; null: the default one
     // The address of 4 bytes that host and device share, 0 at first. Where scales that must be equal differ it becomes
-    // KVL_SCALES, and then nothing is written. Needed by plans that compare (KVL_COPY_EQUAL, once), else null.
+    // KVL_SCALES, and then nothing is written. Needed by plans that compare (KVL_COPY_EQUAL, once), else null. Without
+    // one KVL_NULL says that all but this is right: making one may be forbidden while a stream is captured.
     uint64_t verdict;
     int32_t device;
     int32_t block_bytes;  // the most that a grid block moves, or nearly so; 0: the library's choice
     int32_t blocks;       // grid blocks that keep the device busy; 0: the library's choice
     int32_t reserved;     // 0
-    // Where all that is converted is in pieces of at least so many bytes on both sides, copy engines move them, and no
-    // kernel is launched; 0: never.
+    // Where all that is converted is in pieces of at least so many bytes that lie alike on both sides, those that
+    // follow each other within a span of both taken for one, copy engines move them and no kernel is launched; 0:
+    // never.
     int64_t piece_bytes;
 } kvl_gpu_call;
+
+// In how many pieces copy engines would move it; 0: a kernel would. Nothing is launched.
+KVL_API int32_t kvl_gpu_pieces(const kvl_gpu_call* call, int64_t* count);
 
 // KVL_OK: everything was launched. With an error of the platform, part of it may have been.
 KVL_API int32_t kvl_gpu_convert(const kvl_gpu_call* call);

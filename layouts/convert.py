@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import logging
-from functools import cache
+from functools import cache, partial
 from typing import Literal
 
 from kvlingua.layouts import gpu, native
 from kvlingua.layouts.checks import check
 from kvlingua.layouts.errors import LayoutError
 from kvlingua.layouts.plan import make_plan
+from kvlingua.layouts.torch_streams import run_through_torch
 from kvlingua.layouts.view import View
 
 _log = logging.getLogger("kvlingua")
@@ -34,12 +35,14 @@ def convert(
     backend: `native` is our library for where the memory is: C++ for CPUs, CUDA or HIP for GPUs; `torch` the reference;
     `auto` takes the library if there is one.
     On a GPU the work is launched on `stream` (None: torch's current one) and has happened once that has come so far.
-    Until then the caller holds both memories still, but for pinned memory tables and views may change at once. On a CPU
-    it has happened on return; the GIL is released.
+    Until then the caller holds both memories still; tables and views may change at once. On a CPU it has happened on
+    return; the GIL is released. In a graph it may be captured, once something was converted on that GPU; but not where
+    static scales are compared, which waits for `stream`, nor by torch.
 
     Raises LayoutError, before anything is written, if the views are of different models or token counts, lie where no
     one device reaches both, have no head or layer in common, overlap in memory, a block table names a block that isn't
-    there, or the target's one twice, precision would be lost without leave, or scales meet that differ.
+    there, or the target's one twice, precision would be lost without leave, scales meet that differ, or scales would
+    have to be compared while the stream is being captured.
     """
     if threads < 1:
         raise LayoutError(f"a copy needs at least 1 thread, not {threads}")
@@ -49,15 +52,15 @@ def convert(
     if plan.tokens == 0:
         return
     on_cpu = plan.device == "cpu"
-    library = native if on_cpu else gpu
-    if backend == "native" or (backend == "auto" and library.available()):
+    index = 0 if on_cpu else gpu.device_index(plan)
+    if backend == "native" or (backend == "auto" and (native.available() if on_cpu else gpu.available(index))):
         if on_cpu:
             native.run(plan, threads)
         else:
             gpu.run(plan, stream)
         return
     if backend == "auto":
-        _warn_slow(library.describe())
+        _warn_slow(native.describe() if on_cpu else gpu.on(index).description)
     try:
         from kvlingua.layouts import reference
     except ImportError as error:
@@ -65,7 +68,11 @@ def convert(
             f"there is neither the native library ({native.describe()}) nor torch ({error}): install one of them"
         ) from None
     check(plan)
-    reference.copy(source, target, plan.extent, allow_lossy)
+    if on_cpu:
+        reference.copy(source, target, plan.extent, allow_lossy)
+    else:
+        copy = partial(reference.copy, source, target, plan.extent, allow_lossy)
+        run_through_torch(plan, index, stream, copy)
 
 
 @cache

@@ -7,27 +7,24 @@ to be loaded, that for HIP takes the HIP run time of the process.
 from __future__ import annotations
 
 import ctypes
-import mmap
 import sys
-import threading
 from collections.abc import Mapping
-from ctypes import POINTER, Structure, byref, c_char, c_char_p, c_int32, c_int64, c_uint32, c_uint64, c_void_p, pointer
+from ctypes import POINTER, Structure, byref, c_char, c_char_p, c_int32, c_int64, c_uint64, c_void_p, pointer
 from functools import cache
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
-from kvlingua.layouts import native
+from kvlingua.layouts import native, torch_streams, verdict
 from kvlingua.layouts.checks import check, scales_error
 from kvlingua.layouts.errors import LayoutError
 from kvlingua.layouts.memory import Buffer
-from kvlingua.layouts.pinned import Pinned
 from kvlingua.layouts.plan import Plan
-from kvlingua.layouts.staging import can_stage, stages
+from kvlingua.layouts.staging import can_stage, runs, stages
 from kvlingua.layouts.tuning import Tuning, tuning
 from kvlingua.layouts.view import View
 
-ABI_VERSION = 1
-_own = threading.local()
+ABI_VERSION = 100 * native.ABI_VERSION + 2
+NO_VERDICT = 1  # KVL_NULL
 
 Platform = Literal["cuda", "hip"]
 
@@ -66,14 +63,17 @@ def library_path(platform: Platform) -> Path:
 
 
 _hip: Loaded | None = None
+_decided: dict[tuple[str, int], Loaded] = {}
 
 _FUNCTIONS: Mapping[str, tuple[Any, ...]] = {
     "kvl_gpu_convert": (POINTER(Call),),
     "kvl_gpu_copy": (c_int32, c_void_p, c_void_p, c_void_p, c_int64),
     "kvl_gpu_devices": (POINTER(c_int32),),
     "kvl_gpu_describe": (c_int32, POINTER(Device)),
-    "kvl_gpu_pin": (c_void_p, c_int64),
-    "kvl_gpu_unpin": (c_void_p,),
+    "kvl_gpu_pieces": (POINTER(Call), POINTER(c_int64)),
+    "kvl_gpu_pin": (c_int32, c_void_p, c_int64),
+    "kvl_gpu_ready": (c_int32,),
+    "kvl_gpu_unpin": (c_int32, c_void_p),
     "kvl_gpu_wait": (c_int32, c_void_p),
 }
 
@@ -144,9 +144,39 @@ def _on_hip() -> Loaded:
     return _hip
 
 
-def available() -> bool:
-    """Whether memory of a GPU can be converted by our kernels."""
-    return here().library is not None
+def available(index: int = 0) -> bool:
+    """Whether memory of that GPU can be converted by our kernels."""
+    return on(index).library is not None
+
+
+def on(index: int) -> Loaded:
+    """The library for this process's platform, once it has shown that it has code for that GPU; which is loaded then.
+
+    Asked once for each GPU, so that nothing has to be loaded while a graph is captured.
+    """
+    found = here()
+    if found.library is None:
+        return found
+    key = found.description, index
+    if key not in _decided:
+        _decided[key] = _ready(found, found.library, index)
+    return _decided[key]
+
+
+def _ready(found: Loaded, library: ctypes.CDLL, index: int) -> Loaded:
+    count = c_int32(0)
+    code = library.kvl_gpu_devices(byref(count))
+    if not code and index >= count.value:
+        return Loaded(None, f"{found.description}, finds {count.value} devices, none with number {index}")
+    code = code or library.kvl_gpu_ready(index)
+    if code:
+        return Loaded(None, f"{found.description}, can't use device {index}: {_message(library, code)}")
+    return found
+
+
+def _message(library: ctypes.CDLL, code: int) -> str:
+    said: bytes = library.kvl_gpu_message(code)
+    return said.decode(errors="replace")
 
 
 def describe() -> str:
@@ -167,15 +197,22 @@ def _devices(kind: Platform) -> str:
     count = c_int32(0)
     code = library.kvl_gpu_devices(byref(count))
     if code:
-        return f"{description}: no device ({library.kvl_gpu_message(code).decode()})"
-    names = (_describe(library, index).name.decode() for index in range(count.value))
+        return f"{description}: no device ({_message(library, code)})"
+    names = [_name(library, index) for index in range(count.value)]
     return f"{description}: {', '.join(names) or 'no device'}"
+
+
+def _name(library: ctypes.CDLL, index: int) -> str:
+    try:
+        return str(_describe(library, index).name.decode(errors="replace"))
+    except LayoutError as error:
+        return f"device {index}, which can't be described ({error})"
 
 
 @cache
 def device(index: int) -> Device:
     """What a GPU is. Raises LayoutError if there is none of that number."""
-    return _describe(_library(), index)
+    return _describe(_library(index), index)
 
 
 @cache
@@ -196,20 +233,35 @@ def run(plan: Plan, stream: int | None = None) -> None:
 
     stream: a cudaStream_t or hipStream_t as a number; None: torch's current one, or without torch the default one.
     Only plans that must compare scales before they write (static scales) are waited for, on their stream.
-    Raises LayoutError if there is no library, or it refuses; nothing was written then.
+    Raises LayoutError if there is no library, or it refuses, as it does where such a plan's stream is being captured;
+    nothing was written then.
     """
-    library, index = _library(), int(plan.device.partition(":")[2] or 0)
-    queue = current_stream(index) if stream is None else stream
+    index = device_index(plan)
+    library = _library(index)
+    queue = torch_streams.current(index) if stream is None else stream
     size = tuned(index)
     source, target = plan.source, plan.target
     pinned = source if source.pool.device == "pinned" else target if target.pool.device == "pinned" else None
-    if pinned and _is_staged(plan, pinned, size):
-        buffer = _staging_buffer(index, queue, size.staging_bytes)
-        run_staged(plan, pinned, buffer, library, Call(None, queue, 0, index, size.block_bytes, size.blocks, 0, 0))
-        return
     told = native.call(plan)
     piece_bytes = size.piece_bytes if pinned else 0
-    launch(plan, library, Call(pointer(told), queue, 0, index, size.block_bytes, size.blocks, 0, piece_bytes))
+    call = Call(pointer(told), queue, 0, index, size.block_bytes, size.blocks, 0, piece_bytes)
+    if pinned and _is_staged(plan, pinned, size) and not _pieces(plan, library, call):
+        call.piece_bytes = 0
+        run_staged(plan, pinned, torch_streams.buffer(index, queue, size.staging_bytes), library, call)
+    else:
+        launch(plan, library, call)
+
+
+def device_index(plan: Plan) -> int:
+    """The number of the GPU that a plan runs on."""
+    return int(plan.device.partition(":")[2] or 0)
+
+
+def _pieces(plan: Plan, library: ctypes.CDLL, call: Call) -> int:
+    """How many copies would be all there is to do; 0 where kernels are needed."""
+    count = c_int64(0)
+    _refuse(plan, library, library.kvl_gpu_pieces(byref(call), byref(count)))
+    return count.value
 
 
 def run_staged(plan: Plan, pinned: View, buffer: Buffer, library: ctypes.CDLL, call: Call) -> None:
@@ -218,30 +270,21 @@ def run_staged(plan: Plan, pinned: View, buffer: Buffer, library: ctypes.CDLL, c
     for stage in stages(plan, pinned, buffer):
         told = native.call(stage.plan)
         call.plan = pointer(told)
+        if pinned is not plan.source:
+            launch(stage.plan, library, call)
+        for there, here, nbytes in stage.runs:
+            target, source = (here, there) if pinned is plan.source else (there, here)
+            _check(library, library.kvl_gpu_copy(call.device, call.stream, target, source, nbytes))
         if pinned is plan.source:
-            _copy(library, call, buffer.pointer, stage.pinned, stage.nbytes)
             launch(stage.plan, library, call)
-        else:
-            launch(stage.plan, library, call)
-            _copy(library, call, stage.pinned, buffer.pointer, stage.nbytes)
-
-
-def _copy(library: ctypes.CDLL, call: Call, target: int, source: int, nbytes: int) -> None:
-    _check(library, library.kvl_gpu_copy(call.device, call.stream, target, source, nbytes))
 
 
 def _is_staged(plan: Plan, pinned: View, size: Tuning) -> bool:
-    """Whether so much is transferred that copy engines are quicker; the buffer is torch's."""
+    """Whether so much is transferred, in so few runs, that copy engines are quicker; the buffer is torch's."""
     nbytes = pinned.pool.geometry.block_bytes(pinned.pool.extent, pinned.tokens)
-    large = 0 < size.stage_bytes <= nbytes
-    return large and "torch" in sys.modules and not plan.recipe.compares and can_stage(plan, pinned, size.staging_bytes)
-
-
-def _staging_buffer(index: int, queue: int, nbytes: int) -> Buffer:
-    """Memory of torch's on the device, which it gives to nobody else before the stream is done with it."""
-    torch: Any = sys.modules["torch"]
-    with torch.cuda.stream(torch.cuda.ExternalStream(queue, device=index)):
-        return Buffer.of(torch.empty(nbytes, dtype=torch.uint8, device=f"cuda:{index}"))
+    if not 0 < size.stage_bytes <= nbytes or "torch" not in sys.modules or plan.recipe.compares:
+        return False
+    return can_stage(plan, pinned, size.staging_bytes) and nbytes >= size.run_bytes * runs(pinned)
 
 
 def launch(plan: Plan, library: ctypes.CDLL, call: Call) -> None:
@@ -249,10 +292,18 @@ def launch(plan: Plan, library: ctypes.CDLL, call: Call) -> None:
     if not plan.recipe.compares:
         _refuse(plan, library, library.kvl_gpu_convert(byref(call)))
         return
-    verdict = _verdict(library)
-    call.verdict = verdict.address
-    _refuse(plan, library, library.kvl_gpu_convert(byref(call)) or library.kvl_gpu_wait(call.device, call.stream))
-    _refuse(plan, library, _value(verdict))
+    if library._handle not in verdict.kept():  # pinning a page would end a capture, which is to be refused instead
+        call.verdict = 0
+        code = library.kvl_gpu_convert(byref(call))
+        if code != NO_VERDICT:
+            _refuse(plan, library, code)
+    page = verdict.page(library, call.device)
+    call.verdict = page.address
+    code = library.kvl_gpu_convert(byref(call))
+    # After an error of the platform part of it may be under way.
+    waited = library.kvl_gpu_wait(call.device, call.stream) if code in (0, *range(1001, 2000)) else 0
+    _refuse(plan, library, code or waited)
+    _refuse(plan, library, verdict.value(page))
 
 
 def run_twin(plan: Plan, path: Path, block_bytes: int = 0, blocks: int = 0) -> None:
@@ -264,35 +315,16 @@ def run_twin(plan: Plan, path: Path, block_bytes: int = 0, blocks: int = 0) -> N
     launch(plan, library, Call(pointer(told), None, 0, 0, block_bytes, blocks, 0))
 
 
-def current_stream(index: int) -> int:
-    """torch's current stream of a device, or the default one where torch isn't loaded."""
-    torch: Any = sys.modules.get("torch")
-    return int(torch.cuda.current_stream(index).cuda_stream) if torch is not None else 0
-
-
-def _library() -> ctypes.CDLL:
-    library, why = here()
+def _library(index: int) -> ctypes.CDLL:
+    library, why = on(index)
     if library is None:
         raise LayoutError(f"memory of a GPU can't be converted: {why}")
     return library
 
 
-def _verdict(library: ctypes.CDLL) -> Pinned:
-    """A page of this thread's own, kept: its first four bytes are what a comparison comes to. 0 at first."""
-    kept: dict[int, Pinned] = _own.__dict__.setdefault("verdicts", {})
-    if library._handle not in kept:
-        kept[library._handle] = Pinned(library, mmap.PAGESIZE)
-    ctypes.memset(kept[library._handle].address, 0, 4)
-    return kept[library._handle]
-
-
-def _value(verdict: Pinned) -> int:
-    return c_uint32.from_address(verdict.address).value
-
-
 def _check(library: ctypes.CDLL, code: int) -> None:
     if code:
-        raise LayoutError(f"the kernels refuse: {library.kvl_gpu_message(code).decode()}")
+        raise LayoutError(f"the kernels refuse: {_message(library, code)}")
 
 
 def _refuse(plan: Plan, library: ctypes.CDLL, code: int) -> None:

@@ -14,7 +14,8 @@ from kvlingua.layouts.errors import LayoutError
 class Buffer:
     """`nbytes` bytes from address `pointer` on, on `device`. `owner` keeps them alive and isn't compared.
 
-    device: `cpu`; `pinned` for memory of the CPU that GPUs reach, too (pinned.py); a GPU's as torch calls it, `cuda:0`.
+    device: `cpu`; `pinned` for memory of the CPU that GPUs reach, too (pinned.py, or a tensor that torch has pinned); a
+    GPU's as torch calls it, `cuda:0`.
     """
 
     pointer: int
@@ -47,7 +48,8 @@ class Buffer:
             storage = obj.untyped_storage()
             pointer = int(obj.data_ptr())
             nbytes = int(storage.data_ptr()) + int(storage.nbytes()) - pointer if pointer else 0
-            return cls(pointer, nbytes, obj, str(obj.device))
+            device = str(obj.device)
+            return cls(pointer, nbytes, obj, "pinned" if device == "cpu" and obj.is_pinned() else device)
         try:
             view = memoryview(obj)
         except TypeError:

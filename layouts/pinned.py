@@ -5,35 +5,45 @@ from __future__ import annotations
 import ctypes
 import mmap
 import os
+import warnings
 from pathlib import Path
 
 from kvlingua.layouts.errors import LayoutError
 from kvlingua.layouts.memory import Buffer
 
+_left: list[ctypes.Array[ctypes.c_char]] = []
+"""Memory that a GPU may still be at work on, kept mapped."""
+
 
 class Pinned:
     """`nbytes` of zeros in a shareable mapping, pinned until it is closed; near the GPU `pci`, if that can be known.
 
-    library: one of gpu.py. Pages are taken from the memory of the node that takes them first, so a thread touches them
-    while it may run on that node's CPUs only.
+    Without `close` it stays: nothing here knows whether a GPU is still at work on it, so it is neither unpinned nor
+    unmapped, and a ResourceWarning says so.
+
+    library: one of gpu.py. device: the GPU that pins it, for all. Pages are taken from the memory of the node that
+    takes them first, so a thread touches them while it may run on that node's CPUs only.
     """
 
-    def __init__(self, library: ctypes.CDLL, nbytes: int, pci: str = "") -> None:
-        self._library = library
+    address = 0
+
+    def __init__(self, library: ctypes.CDLL, nbytes: int, pci: str = "", device: int = 0) -> None:
+        self._library, self._device = library, device
         self._map = mmap.mmap(-1, nbytes)
         self._memory = (ctypes.c_char * nbytes).from_buffer(self._map)
-        self.address = ctypes.addressof(self._memory)
+        address = ctypes.addressof(self._memory)
         before = os.sched_getaffinity(0)
         near = before & cpus_near(pci)
         try:
             if near:
                 os.sched_setaffinity(0, near)
-            ctypes.memset(self.address, 0, nbytes)
+            ctypes.memset(address, 0, nbytes)
         finally:
             os.sched_setaffinity(0, before)
-        code = library.kvl_gpu_pin(self.address, nbytes)
+        code = library.kvl_gpu_pin(device, address, nbytes)
         if code:
             raise LayoutError(f"{nbytes} bytes can't be pinned: {library.kvl_gpu_message(code).decode()}")
+        self.address = address
 
     @property
     def buffer(self) -> Buffer:
@@ -41,14 +51,21 @@ class Pinned:
         return Buffer(self.address, len(self._memory), self, "pinned")
 
     def close(self) -> None:
-        """Unpin it. Nothing may use it any more, nor be on its way to or from it."""
-        if self.address:
-            self._library.kvl_gpu_unpin(self.address)
-            self.address = 0
+        """Unpin it. Nothing may use it any more, nor be on its way to or from it. Raises LayoutError if that fails."""
+        address, self.address = self.address, 0
+        code = self._library.kvl_gpu_unpin(self._device, address) if address else 0
+        if code:
+            _left.append(self._memory)
+            raise LayoutError(f"memory can't be unpinned: {self._library.kvl_gpu_message(code).decode()}")
 
     def __del__(self) -> None:
-        if getattr(self, "address", 0):
-            self.close()
+        if self.address:
+            _left.append(self._memory)
+            warnings.warn(
+                f"{len(self._memory)} bytes of pinned memory were dropped without close() and stay",
+                ResourceWarning,
+                stacklevel=2,
+            )
 
 
 def cpus_near(pci: str, system: Path = Path("/sys")) -> set[int]:

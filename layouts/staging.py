@@ -1,8 +1,9 @@
 """Between a GPU's memory and pinned memory by way of a small buffer on the GPU.
 
 Kernels are fastest within the device's memory, copy engines across the bus. So whole blocks are gathered into a buffer
-on the GPU and copied from there in one run, or copied there and scattered; all on one stream, so that the buffer is
-free again when the next blocks come to it.
+on the GPU and copied from there, or copied there and scattered: one launch for as many blocks as there is room for, and
+one copy for each run of blocks that follow each other in pinned memory. All on one stream, so that the buffer is free
+again when the next blocks come to it.
 """
 
 from __future__ import annotations
@@ -20,19 +21,22 @@ from kvlingua.layouts.view import Pool, View
 
 @dataclass(frozen=True, slots=True)
 class Stage:
-    """Some blocks: the plan between engine and buffer, and the copy between buffer and pinned memory."""
+    """Some blocks: the plan between engine and buffer, and the copies between buffer and pinned memory.
+
+    runs: address in pinned memory, address in the buffer, bytes.
+    """
 
     plan: Plan
-    pinned: int
-    nbytes: int
+    runs: tuple[tuple[int, int, int], ...]
 
 
 def stages(plan: Plan, pinned: View, buffer: Buffer) -> Iterator[Stage]:
     """A plan in stages that each fit into the buffer; `pinned` is its side in pinned memory. For `can_stage` only."""
-    pool = pinned.pool
-    size, room = _block_bytes(pool), buffer.nbytes // _block_bytes(pool)
-    first = pinned.start // pool.page
-    for begin, end in _runs(pinned.blocks, room):
+    pool, blocks = pinned.pool, pinned.blocks
+    size, memory = _block_bytes(pool), pool.buffers[0].pointer
+    room, first = buffer.nbytes // size, pinned.start // pool.page
+    for begin in range(0, len(blocks), room):
+        end = min(begin + room, len(blocks))
         count = end - begin
         beside = _pool(pool, count, buffer)
         tokens = (first + begin) * pool.page - pinned.start, (first + end) * pool.page - pinned.start
@@ -40,8 +44,17 @@ def stages(plan: Plan, pinned: View, buffer: Buffer) -> Iterator[Stage]:
         other = plan.source if pinned is plan.target else plan.target
         other = replace(other, start=other.start + tokens[0], stop=other.start + tokens[1])
         sides = (other, staged) if pinned is plan.target else (staged, other)
-        address = pool.buffers[0].pointer + pinned.blocks[begin] * size
-        yield Stage(replace(plan, source=sides[0], target=sides[1]), address, count * size)
+        found = tuple(
+            (memory + blocks[one] * size, buffer.pointer + (one - begin) * size, (other - one) * size)
+            for one, other in _runs(blocks, begin, end)
+        )
+        yield Stage(replace(plan, source=sides[0], target=sides[1]), found)
+
+
+def runs(pinned: View) -> int:
+    """How many runs of blocks that follow each other there are: with a buffer that holds all, the copies."""
+    blocks = pinned.blocks
+    return sum(1 for _ in _runs(blocks, 0, len(blocks)))
 
 
 def can_stage(plan: Plan, pinned: View, nbytes: int) -> bool:
@@ -62,14 +75,13 @@ def _block_bytes(pool: Pool) -> int:
     return pool.geometry.block_bytes(pool.extent, pool.page)
 
 
-def _runs(blocks: array[int], room: int) -> Iterator[tuple[int, int]]:
-    """Entries [begin, end) of the table whose blocks follow each other, at most `room` of them."""
-    begin = 0
-    for end, (one, other) in enumerate(pairwise(blocks), start=1):
-        if other != one + 1 or end - begin == room:
-            yield begin, end
-            begin = end
-    yield begin, len(blocks)
+def _runs(blocks: array[int], begin: int, end: int) -> Iterator[tuple[int, int]]:
+    """Of the table's entries [begin, end) those whose blocks follow each other, run by run."""
+    for at, (one, other) in enumerate(pairwise(blocks[begin:end]), start=begin + 1):
+        if other != one + 1:
+            yield begin, at
+            begin = at
+    yield begin, end
 
 
 def _pool(pool: Pool, blocks: int, buffer: Buffer) -> Pool:

@@ -18,6 +18,7 @@ class Tuning(NamedTuple):
     piece_bytes: int = 0
     stage_bytes: int = 0
     staging_bytes: int = 0
+    run_bytes: int = 0
 
 
 @cache
@@ -25,5 +26,5 @@ def tuning(name: str, multiprocessors: int) -> Tuning:
     """For a GPU of that name and size."""
     table: dict[str, dict[str, int]] = tomllib.loads(_TABLE.read_text("utf-8"))
     row = table["default"] | next((row for known, row in table.items() if name.startswith(known)), {})
-    staging = row["piece_bytes"], row["stage_bytes"], row["staging_bytes"]
+    staging = row["piece_bytes"], row["stage_bytes"], row["staging_bytes"], row["run_bytes"]
     return Tuning(row["block_bytes"], row["waves"] * multiprocessors, *staging)

@@ -25,7 +25,23 @@ constexpr uint32_t kMostWords = kSmallWords;
 constexpr uint32_t kMostWords = kLargeWords;
 #endif
 
-int32_t code(int error) { return error ? KVL_PLATFORM_ERROR + error : KVL_OK; }
+int32_t code(int error) {
+    if (!error) return KVL_OK;
+    forget_error();
+    return KVL_PLATFORM_ERROR + error;
+}
+
+// No exception leaves the library.
+template <class F>
+int32_t guarded(const F& run) {
+    try {
+        return run();
+    } catch (const TooLarge&) {
+        return KVL_UNSUPPORTED;
+    } catch (const std::bad_alloc&) {
+        return KVL_MEMORY;
+    }
+}
 
 constexpr int64_t kBlockBytes = 32 << 10, kBlocks = 512;  // until tuned: layouts/tuning.toml
 
@@ -44,29 +60,39 @@ int run(const Launch& launch, void* stream) {
     return run<std::min(kSmallWords, kMostWords)>(launch, stream);
 }
 
+template <class F>
+int32_t on(int32_t device, const F& run) {
+    if (device < 0) return KVL_SIZE;
+    return guarded([&] {
+        const OnDevice on_device(device);
+        return on_device.error() ? code(on_device.error()) : run();
+    });
+}
+
+bool any_compares(const kvl_plan& plan) { return std::any_of(plan.plane, plan.plane + plan.planes, compares); }
+
 int32_t check_call(const kvl_gpu_call& call) {
     if (call.reserved || call.block_bytes < 0 || call.blocks < 0 || call.device < 0 || call.piece_bytes < 0)
         return KVL_SIZE;
     if (const int32_t wrong = check_plan(call.plan)) return wrong;
-    const kvl_plan& plan = *call.plan;
-    if (call.verdict % sizeof(uint32_t)) return KVL_STRIDE;
-    return !call.verdict && std::any_of(plan.plane, plan.plane + plan.planes, compares) ? KVL_NULL : KVL_OK;
+    return call.verdict % sizeof(uint32_t) ? KVL_STRIDE : KVL_OK;
 }
 
+// A call that was checked.
 int32_t convert(const kvl_gpu_call& call) {
-    if (const int32_t wrong = check_call(call)) return wrong;
-    if (call.plan->tokens == 0) return KVL_OK;
+    if (any_compares(*call.plan)) {
+        bool captured = false;
+        if (const int error = captures(call.stream, &captured)) return code(error);
+        if (captured) return KVL_GPU_CAPTURED;
+        if (!call.verdict) return KVL_NULL;
+    }
     if (call.piece_bytes) {
         const std::vector<Piece> pieces = find_large_pieces(*call.plan, call.piece_bytes);
-        if (!pieces.empty()) {
-            const OnDevice on_device(call.device);
-            return code(on_device.error() ? on_device.error() : copy_pieces(pieces, call.stream));
-        }
+        if (!pieces.empty()) return code(copy_pieces(pieces, call.stream));
     }
     const Tuning tuning = {call.block_bytes ? call.block_bytes : kBlockBytes, call.blocks ? call.blocks : kBlocks};
     const std::vector<Launch> launches = find_launches(*call.plan, call.verdict, tuning, kMostWords);
-    const OnDevice on_device(call.device);
-    int error = on_device.error();
+    int error = 0;
     for (size_t i = 0; i < launches.size() && !error; ++i) error = run(launches[i], call.stream);
     return code(error);
 }
@@ -79,6 +105,9 @@ int32_t kvl_gpu_abi_version(void) { return KVL_GPU_ABI_VERSION; }
 const char* kvl_gpu_platform(void) { return KVL_PLATFORM; }
 
 const char* kvl_gpu_message(int32_t code) {
+    if (code == KVL_GPU_CAPTURED)
+        return "scales must be compared before anything is written, which a stream that is being captured can't wait "
+               "for";
     if (code == KVL_UNSUPPORTED) return "it is larger, or lies elsewhere, than a GPU could address it";
     return code > KVL_PLATFORM_ERROR ? kvl::error_text(code - KVL_PLATFORM_ERROR) : kvl_message(code);
 }
@@ -95,39 +124,58 @@ int32_t kvl_gpu_describe(int32_t device, kvl_gpu_device* found) {
     return kvl::code(kvl::describe(device, found));
 }
 
-int32_t kvl_gpu_pin(void* memory, int64_t bytes) {
-    if (!memory) return KVL_NULL;
-    if (bytes <= 0) return KVL_SIZE;
-    void* mapped = nullptr;
-    const int error = kvl::pin(memory, static_cast<size_t>(bytes), &mapped);
-    if (error || mapped == memory) return kvl::code(error);
-    const int other = kvl::unpin(memory);
-    return other ? kvl::code(other) : KVL_UNSUPPORTED;
+int32_t kvl_gpu_ready(int32_t device) {
+    return kvl::on(device, [] {
+        const int error = kvl::load_kernel<std::min(kvl::kSmallWords, kvl::kMostWords)>();
+        return kvl::code(error ? error : kvl::load_kernel<kvl::kMostWords>());
+    });
 }
 
-int32_t kvl_gpu_unpin(void* memory) { return memory ? kvl::code(kvl::unpin(memory)) : KVL_NULL; }
+int32_t kvl_gpu_pin(int32_t device, void* memory, int64_t bytes) {
+    if (!memory) return KVL_NULL;
+    if (bytes <= 0) return KVL_SIZE;
+    return kvl::on(device, [&]() -> int32_t {
+        void* mapped = nullptr;
+        const int error = kvl::pin(memory, static_cast<size_t>(bytes), &mapped);
+        if (error || mapped == memory) return kvl::code(error);
+        const int other = kvl::unpin(memory);
+        return other ? kvl::code(other) : KVL_UNSUPPORTED;
+    });
+}
+
+int32_t kvl_gpu_unpin(int32_t device, void* memory) {
+    if (!memory) return KVL_NULL;
+    return kvl::on(device, [&] { return kvl::code(kvl::unpin(memory)); });
+}
 
 int32_t kvl_gpu_copy(int32_t device, void* stream, void* target, const void* source, int64_t bytes) {
     if (!target || !source) return KVL_NULL;
     if (bytes < 0) return KVL_SIZE;
-    const kvl::OnDevice on_device(device);
-    if (on_device.error()) return kvl::code(on_device.error());
     const auto address = [](const void* memory) { return reinterpret_cast<uint64_t>(memory); };
-    return kvl::code(kvl::copy_pieces({{address(source), address(target), static_cast<uint64_t>(bytes)}}, stream));
+    return kvl::on(device, [&] {
+        return kvl::code(kvl::copy_pieces({{address(source), address(target), static_cast<uint64_t>(bytes)}}, stream));
+    });
 }
 
 int32_t kvl_gpu_wait(int32_t device, void* stream) {
-    const kvl::OnDevice on_device(device);
-    return kvl::code(on_device.error() ? on_device.error() : kvl::wait(stream));
+    return kvl::on(device, [&] { return kvl::code(kvl::wait(stream)); });
+}
+
+int32_t kvl_gpu_pieces(const kvl_gpu_call* call, int64_t* count) {
+    if (!call || !count) return KVL_NULL;
+    *count = 0;
+    return kvl::guarded([&]() -> int32_t {
+        if (const int32_t wrong = kvl::check_call(*call)) return wrong;
+        if (call->piece_bytes && call->plan->tokens)
+            *count = static_cast<int64_t>(kvl::find_large_pieces(*call->plan, call->piece_bytes).size());
+        return KVL_OK;
+    });
 }
 
 int32_t kvl_gpu_convert(const kvl_gpu_call* call) {
     if (!call) return KVL_NULL;
-    try {
-        return kvl::convert(*call);
-    } catch (const kvl::TooLarge&) {
-        return KVL_UNSUPPORTED;
-    } catch (const std::bad_alloc&) {
-        return KVL_MEMORY;
-    }
+    return kvl::guarded([&] {
+        const int32_t wrong = kvl::check_call(*call);
+        return wrong || !call->plan->tokens ? wrong : kvl::on(call->device, [&] { return kvl::convert(*call); });
+    });
 }

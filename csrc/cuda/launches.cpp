@@ -4,15 +4,20 @@
 #include <cstring>
 #include <utility>
 
+#include "platform.h"
+
 namespace kvl {
 namespace {
+
+// Grid blocks of a launch are fewer. HIP has no more than 2^32 threads; CUDA takes more, but never needs them.
+constexpr int64_t kMostBlocks = (int64_t{1} << 32) / kThreads - 1;
 
 // The words of one launch.
 class Builder {
   public:
     Builder(const kvl_plan& plan, const Range& range, const Tuning& tuning);
 
-    bool fits(size_t most_words) const { return words_.size() <= most_words && blocks_ < kMostIndex; }
+    bool fits(size_t most_words) const { return words_.size() <= most_words && blocks_ < kMostBlocks; }
     // How many of the words are block numbers, of which there are fewer for fewer tokens.
     size_t table_words() const { return table_words_; }
     bool empty() const { return parts_.empty(); }
@@ -39,8 +44,8 @@ Builder::Builder(const kvl_plan& plan, const Range& range, const Tuning& tuning)
     for (Made& one : made) {
         for (int side = 0; side < kSides; ++side)
             if (one.side[side]) place_bases(*one.side[side], &one.part.side[side]);
-        one.part.first_block = static_cast<uint32_t>(std::min(blocks_, kMostIndex));
-        blocks_ = std::min(blocks_ + one.blocks, kMostIndex);
+        one.part.first_block = static_cast<uint32_t>(blocks_);
+        blocks_ = std::min(blocks_ + one.blocks, kMostBlocks);
         parts_.push_back(one.part);
     }
     std::memcpy(words_.data(), parts_.data(), parts_.size() * sizeof(Part));

@@ -10,6 +10,10 @@
 #include "large_pieces.h"
 #include "platform.h"
 
+#if defined(__CUDACC__)
+#include <cuda.h>
+#endif
+
 #if defined(__HIP__)
 #define KVL_RUNTIME(name) hip##name
 #elif defined(__CUDACC__)
@@ -25,15 +29,20 @@ inline const char* error_text(int error) {
     return KVL_RUNTIME(GetErrorString)(static_cast<KVL_RUNTIME(Error_t)>(error));
 }
 
+// A failed call leaves its error behind, which the next one to ask (torch after a launch of its own) would take for its
+// own.
+inline void forget_error() { static_cast<void>(KVL_RUNTIME(GetLastError)()); }
+
 // Makes a device the thread's own while it lives.
+#if defined(__HIP__)
 class OnDevice {
   public:
     explicit OnDevice(int device) : device_(device) {
-        error_ = KVL_RUNTIME(GetDevice)(&before_);
-        if (!error_ && before_ != device_) error_ = KVL_RUNTIME(SetDevice)(device_);
+        error_ = hipGetDevice(&before_);
+        if (!error_ && before_ != device_) error_ = hipSetDevice(device_);
     }
     ~OnDevice() {
-        if (!error_ && before_ != device_) static_cast<void>(KVL_RUNTIME(SetDevice)(before_));
+        if (!error_ && before_ != device_) static_cast<void>(hipSetDevice(before_));
     }
     OnDevice(const OnDevice&) = delete;
     OnDevice& operator=(const OnDevice&) = delete;
@@ -42,6 +51,70 @@ class OnDevice {
   private:
     int device_, before_ = 0, error_;
 };
+#else
+// The context of a device is pushed on the thread's stack of contexts and popped again. cudaSetDevice() could not undo
+// itself in a thread that has no context yet: it would make one on the device that it goes back to.
+class OnDevice {
+  public:
+    explicit OnDevice(int device) {
+        const Driver& driver = Driver::get();
+        int current = 0;
+        if ((error_ = driver.error)) return;
+        // It answers with an error where the thread has none.
+        if (driver.current_device(&current) == 0 && current == device) return;
+        // Kept until the process ends, as the run time keeps it: freeing it would free what was allocated there.
+        CUcontext context = nullptr;
+        error_ = driver.retain(&context, device);
+        if (!error_) error_ = driver.push(context);
+        pushed_ = !error_;
+    }
+    ~OnDevice() {
+        CUcontext popped = nullptr;
+        if (pushed_) static_cast<void>(Driver::get().pop(&popped));
+    }
+    OnDevice(const OnDevice&) = delete;
+    OnDevice& operator=(const OnDevice&) = delete;
+    int error() const { return error_; }
+
+  private:
+    // What the run time has no words for, asked for by name, so that the library loads where there is no driver. Its
+    // errors have the numbers of the run time's.
+    struct Driver {
+        int (*initialise)(unsigned) = nullptr;
+        int (*current_device)(int*) = nullptr;
+        int (*retain)(CUcontext*, int) = nullptr;
+        int (*push)(CUcontext) = nullptr;
+        int (*pop)(CUcontext*) = nullptr;
+        int error = 0;
+
+        static const Driver& get() {
+            static const Driver driver;
+            return driver;
+        }
+
+      private:
+        Driver() {
+            find("cuInit", 2000, &initialise);
+            find("cuCtxGetDevice", 2000, &current_device);
+            find("cuDevicePrimaryCtxRetain", 7000, &retain);
+            find("cuCtxPushCurrent", 4000, &push);
+            find("cuCtxPopCurrent", 4000, &pop);
+            if (!error) error = initialise(0);
+        }
+        template <class F>
+        void find(const char* name, unsigned version, F* function) {
+            void* found = nullptr;
+            cudaDriverEntryPointQueryResult result = cudaDriverEntryPointSymbolNotFound;
+            if (!error) error = cudaGetDriverEntryPointByVersion(name, &found, version, cudaEnableDefault, &result);
+            if (!error && result != cudaDriverEntryPointSuccess) error = cudaErrorSymbolNotFound;
+            *function = reinterpret_cast<F>(found);
+        }
+    };
+
+    int error_ = 0;
+    bool pushed_ = false;
+};
+#endif
 
 inline int describe(int device, kvl_gpu_device* found) {
 #if defined(__HIP__)
@@ -64,12 +137,30 @@ inline int pin(void* memory, size_t bytes, void** mapped) {
 #else
     constexpr unsigned kFlags = cudaHostRegisterPortable | cudaHostRegisterMapped;
 #endif
-    const int error = KVL_RUNTIME(HostRegister)(memory, bytes, kFlags);
-    return error ? error : KVL_RUNTIME(HostGetDevicePointer)(mapped, memory, 0);
+    int error = KVL_RUNTIME(HostRegister)(memory, bytes, kFlags);
+    if (error) return error;
+    error = KVL_RUNTIME(HostGetDevicePointer)(mapped, memory, 0);
+    if (error) static_cast<void>(KVL_RUNTIME(HostUnregister)(memory));
+    return error;
 }
 inline int unpin(void* memory) { return KVL_RUNTIME(HostUnregister)(memory); }
 
 inline int wait(void* stream) { return KVL_RUNTIME(StreamSynchronize)(static_cast<KVL_RUNTIME(Stream_t)>(stream)); }
+
+// Whether what is launched on a stream goes into a graph.
+inline int captures(void* stream, bool* found) {
+    auto status = KVL_RUNTIME(StreamCaptureStatusNone);
+    const int error = KVL_RUNTIME(StreamIsCapturing)(static_cast<KVL_RUNTIME(Stream_t)>(stream), &status);
+    *found = status != KVL_RUNTIME(StreamCaptureStatusNone);
+    return error;
+}
+
+// Loads a kernel on the thread's device; an error if the library has no code for that.
+template <uint32_t kWords>
+int load_kernel() {
+    KVL_RUNTIME(FuncAttributes) attributes;
+    return KVL_RUNTIME(FuncGetAttributes)(&attributes, reinterpret_cast<const void*>(&convert_kernel<kWords>));
+}
 
 template <uint32_t kWords>
 int run_kernel(Work<kWords>* work, uint32_t blocks, void* stream) {
@@ -78,13 +169,15 @@ int run_kernel(Work<kWords>* work, uint32_t blocks, void* stream) {
                                      dim3(kThreads), arguments, 0, static_cast<KVL_RUNTIME(Stream_t)>(stream));
 }
 
-// The pieces, in any order: by one call where the platform has one for many, and is not capturing a graph.
+// The pieces, in any order: by one call where the platform has one for many, which CUDA has since 13 for all streams
+// but the default one, and not for a graph; else by one call each.
 inline int copy_pieces(const std::vector<Piece>& pieces, void* queue) {
     const auto stream = static_cast<KVL_RUNTIME(Stream_t)>(queue);
-#if defined(__CUDACC__)
-    cudaStreamCaptureStatus capture = cudaStreamCaptureStatusNone;
-    if (const int error = cudaStreamIsCapturing(stream, &capture)) return error;
-    if (pieces.size() > 1 && stream && capture == cudaStreamCaptureStatusNone) {
+#if defined(CUDART_VERSION) && CUDART_VERSION >= 13000
+    bool captured = false;
+    if (const int error = captures(queue, &captured)) return error;
+    const bool is_default = !stream || stream == cudaStreamLegacy || stream == cudaStreamPerThread;
+    if (pieces.size() > 1 && !is_default && !captured) {
         std::vector<void*> to(pieces.size());
         std::vector<const void*> from(pieces.size());
         std::vector<size_t> bytes(pieces.size());
@@ -110,6 +203,7 @@ inline int copy_pieces(const std::vector<Piece>& pieces, void* queue) {
 
 inline int devices(int* count) { return *count = 1, 0; }
 inline const char* error_text(int) { return "unknown error"; }
+inline void forget_error() {}
 
 inline int describe(int, kvl_gpu_device* found) {
     std::memcpy(found->name, "host twin", sizeof("host twin"));
@@ -119,6 +213,12 @@ inline int describe(int, kvl_gpu_device* found) {
 inline int pin(void* memory, size_t, void** mapped) { return *mapped = memory, 0; }
 inline int unpin(void*) { return 0; }
 inline int wait(void*) { return 0; }
+// There are no streams here. One that isn't the default one stands for one that is captured.
+inline int captures(void* stream, bool* found) { return *found = stream, 0; }
+template <uint32_t>
+int load_kernel() {
+    return 0;
+}
 
 inline int copy_pieces(const std::vector<Piece>& pieces, void*) {
     for (const Piece& piece : pieces)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ctypes
 import ctypes.util
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -11,7 +12,7 @@ from types import SimpleNamespace
 
 import pytest
 
-from kvlingua.layouts import Buffer, Geometry, LayoutError, Pool, convert, format, gpu, native
+from kvlingua.layouts import Buffer, Geometry, LayoutError, Pool, convert, format, gpu, native, torch_streams
 from kvlingua.layouts.pinned import Pinned, cpus_near
 from kvlingua.layouts.plan import make_plan
 from kvlingua.layouts.tuning import tuning
@@ -78,7 +79,7 @@ def test_without_torch_what_is_loaded_decides(monkeypatch: pytest.MonkeyPatch) -
     assert gpu.platform() is None
     monkeypatch.setattr(gpu, "_mapped", lambda name: "/usr/lib/libcuda.so.1" if name == "libcuda.so" else None)
     assert gpu.platform() == "cuda"
-    assert gpu.current_stream(0) == 0
+    assert torch_streams.current(0) == 0
 
 
 def test_a_mapped_library_is_found() -> None:
@@ -86,29 +87,34 @@ def test_a_mapped_library_is_found() -> None:
     assert gpu._mapped("libnothing.so") is None
 
 
+def built(kind: gpu.Platform, compiler: str) -> bool:
+    """Whether an installation has made that library: it must have, where its compiler is."""
+    there = native._LIBRARY.with_name(f"libkvlingua_{kind}.so").is_file()
+    assert there or not shutil.which(compiler), f"{compiler} is here, but `make setup` left no library for {kind}"
+    return there
+
+
 def test_the_cuda_library_loads_without_a_driver() -> None:
     """In a process of its own, and then says what is missing rather than fail."""
-    path = gpu.library_path("cuda")
-    if not path.is_file():
-        pytest.skip("there was no nvcc when kvlingua was installed")
+    if not built("cuda", "nvcc"):
+        pytest.skip("there is no nvcc")
     script = "from kvlingua.layouts import gpu; print(gpu.load(gpu.library_path('cuda')).library is not None)"
     done = subprocess.run([sys.executable, "-P", "-c", script], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "True"
-    assert gpu.describe().startswith("libkvlingua_cuda.so, ABI 1: ")
+    assert gpu.describe().startswith(f"libkvlingua_cuda.so, ABI {gpu.ABI_VERSION}: ")
 
 
 def test_the_hip_library_takes_the_run_time_of_the_process() -> None:
     """Alone it doesn't load; once the process has HIP, it does, and says what HIP says."""
-    path = gpu.library_path("hip")
     runtime = ctypes.util.find_library("amdhip64")
-    if not path.is_file() or runtime is None:
-        pytest.skip("there was no hipcc when kvlingua was installed, or there is no HIP here")
+    if not built("hip", "hipcc") or runtime is None:
+        pytest.skip("there is no hipcc, or no HIP")
     script = f"""
 import ctypes
 from kvlingua.layouts import gpu
 print("in a process that has HIP" in gpu.describe())
 ctypes.CDLL({runtime!r})
-print(gpu.platform(), "libkvlingua_hip.so, ABI 1: " in gpu.describe())
+print(gpu.platform(), f"libkvlingua_hip.so, ABI {{gpu.ABI_VERSION}}: " in gpu.describe())
 """
     done = subprocess.run([sys.executable, "-P", "-c", script], capture_output=True, text=True, check=True)
     assert done.stdout.splitlines() == ["True", "hip True"]
@@ -134,6 +140,15 @@ def test_pinned_memory_by_the_twin() -> None:
     found = gpu.Device()
     assert library.kvl_gpu_describe(0, ctypes.byref(found)) == 0
     assert found.name == b"host twin"
+
+
+def test_memory_that_torch_has_pinned() -> None:
+    import torch
+
+    tensor = torch.zeros(4)
+    assert Buffer.of(tensor).device == "cpu"
+    tensor.is_pinned = lambda: True  # type: ignore[method-assign, assignment, misc]
+    assert Buffer.of(tensor).device == "pinned"
 
 
 def test_every_function_is_declared() -> None:

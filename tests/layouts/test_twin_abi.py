@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import random
 from array import array
 from pathlib import Path
 
@@ -11,7 +12,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from kvlingua.layouts import gpu, native
+from kvlingua.layouts import Buffer, Geometry, View, convert, format, gpu, native
+from kvlingua.layouts.plan import make_plan
 from tests.layouts.abi_calls import CAST, COPY, COPY_EQUAL, F32, Call, RandomCall
 from tests.native import builds
 
@@ -122,6 +124,54 @@ def test_scales_that_differ_are_a_verdict_and_nothing_is_written(library: ctypes
     call.scales[1] = 2
     assert run(library, call.plan, verdict) == 0
     assert (verdict.value, call.target.any()) == (native.SCALES, False)
+
+
+def test_what_compares_is_refused_while_its_stream_is_captured(library: ctypes.CDLL) -> None:
+    """To the twin all streams but the default one are. Nothing else is refused."""
+    call, verdict = Call(), ctypes.c_uint32(0)
+    call.with_scales(COPY_EQUAL)
+    code = run(library, call.plan, verdict, stream=8)
+    assert b"captured" in library.kvl_gpu_message(code)
+    assert (verdict.value, call.target.any()) == (0, False)
+    plain = Call()
+    assert run(library, plain.plan, stream=8) == 0
+    assert plain.target.any()
+
+
+MODEL = Geometry.kv(2, 3, 16, "bfloat16")
+
+
+def chunks(memory: bytearray, layout: str, buffers: int) -> View:
+    """4 chunks of 8 tokens, the blocks 2, 3, 0 of them, in so many buffers that follow each other."""
+    whole, size = Buffer.of(memory), len(memory) // buffers
+    parts = [Buffer(whole.pointer + i * size, size, whole.owner) for i in range(buffers)]
+    pool = format(layout).pool(MODEL, MODEL.full, page=8, blocks=4, buffers=parts)
+    return pool.view([2, 3, 0], 0, 24)
+
+
+@pytest.mark.parametrize(
+    ("layout", "buffers", "least", "pieces"),
+    [
+        ("canonical", 1, 1, 2),  # blocks 2 and 3 follow each other, all heads, layers and planes of them too
+        ("canonical", 1, MODEL.block_bytes(MODEL.full, 8), 2),
+        ("canonical", 1, MODEL.block_bytes(MODEL.full, 8) + 1, 0),  # block 0 alone is too small
+        ("vllm_lbnhc", 2, 1, 4),  # layers are next to each other here, but they needn't be one allocation
+    ],
+)
+def test_pieces_that_follow_each_other_are_one(
+    library: ctypes.CDLL, layout: str, buffers: int, least: int, pieces: int
+) -> None:
+    nbytes = 4 * MODEL.block_bytes(MODEL.full, 8)
+    source, target = bytearray(random.Random(1).randbytes(nbytes)), bytearray(nbytes)
+    plan = make_plan(chunks(source, layout, buffers), chunks(target, layout, buffers))
+    told, count = native.call(plan), ctypes.c_int64(-1)
+    call = gpu.Call(plan=ctypes.pointer(told), piece_bytes=least)
+    assert library.kvl_gpu_pieces(ctypes.byref(call), ctypes.byref(count)) == 0
+    assert count.value == pieces
+    assert run(library, told, piece_bytes=least) == 0
+    wanted = bytearray(nbytes)
+    convert(plan.source, chunks(wanted, layout, buffers), backend="torch")
+    assert target == wanted
 
 
 def test_a_cast_needs_no_verdict(library: ctypes.CDLL) -> None:
