@@ -49,4 +49,4 @@ def run(plan: Plan, kernels: str, stream_bytes: int = 0, threads: int = 1) -> No
     elif twin:
         gpu.run_twin(plan, twin, block_bytes=1 if stream_bytes == 1 else 0, blocks=4)
     else:
-        native.run(plan, threads, kernels=kernels, stream_bytes=stream_bytes)  # type: ignore[arg-type]
+        native.run(plan, threads=threads, kernels=kernels, stream_bytes=stream_bytes)  # type: ignore[arg-type]
