@@ -11,6 +11,7 @@ from kvlingua.layouts.checks import check
 from kvlingua.layouts.errors import LayoutError
 from kvlingua.layouts.plan import make_plan
 from kvlingua.layouts.view import View
+from kvlingua.layouts.whole import whole
 
 _log = logging.getLogger("kvlingua")
 
@@ -32,15 +33,16 @@ def convert(
     device than the CPU, have no head or layer in common, overlap in memory, a block table names a block that isn't
     there, or the target's one twice, precision would be lost without leave, or scales meet that differ.
     """
-    if threads < 1:
-        raise LayoutError(f"a copy needs at least 1 thread, not {threads}")
+    most = whole(threads)
+    if most is None or most < 1:
+        raise LayoutError(f"a copy needs a whole number of threads, at least 1, not {threads!r}")
     if backend not in ("auto", "native", "torch"):
         raise LayoutError(f"backend {backend!r} isn't known; known are auto, native, torch")
     plan = make_plan(source, target, allow_lossy)
     if plan.tokens == 0:
         return
     if backend == "native" or (backend == "auto" and native.available()):
-        native.run(plan, threads)
+        native.run(plan, most)
         return
     if backend == "auto":
         _warn_slow()
