@@ -14,9 +14,9 @@ from kvlingua.common.nearest import nearest
 from kvlingua.common.running import EXIT_FLUSH_S, Running
 from kvlingua.common.stores.store import open_store
 from kvlingua.common.storing import StoreHandle
-from kvlingua.layouts.casts import conversions
+from kvlingua.layouts.casts import check_leave, conversions
 from kvlingua.layouts.geometry import Extent
-from kvlingua.layouts.view import View
+from kvlingua.layouts.view import View, check_view
 
 __all__ = ["Hit", "KVCache", "StoreHandle"]
 
@@ -102,6 +102,8 @@ class KVCache:
         written any more. LoadError: an object is damaged (it is removed) or gone. StoreTimeout after `load_timeout_s`.
         StoreError, LayoutError.
         """
+        check_view("target", into)
+        check_leave(allow_lossy)
         pool = into.pool
         shared = [plane.name for plane in pool.geometry.planes if plane.per != "token" and plane.name not in pool.fixed]
         if shared:  # objects with other scales would meet in one block, some of them in a load of another time
@@ -132,6 +134,7 @@ class KVCache:
         counted, and a store in trouble only shows in the handle. Raises LayoutError, IdentityError, and
         UnsupportedError for an extent that is no union of shards.
         """
+        check_view("source", source)
         if source.tokens != stop - start or start < 0:
             raise LayoutError(f"positions [{start}, {stop}) don't fit a view of {source.tokens} tokens")
         conversions(source.pool.geometry, namespace.geometry, frozenset(), allow_lossy=False)

@@ -24,6 +24,7 @@ from pydantic import (
 )
 
 from kvlingua.common.errors import ConfigError
+from kvlingua.common.regular_file import only_regular
 
 PREFIX = "KVLINGUA_"
 FILE_VARIABLE = "KVLINGUA_CONFIG"
@@ -50,7 +51,12 @@ def _size(value: object) -> object:
 
 
 def _path(value: object) -> object:
-    return os.path.expanduser(value) if isinstance(value, (str, Path)) else value
+    if not isinstance(value, (str, Path)):
+        return value
+    path = os.path.expanduser(value)
+    if path.startswith("~"):
+        raise ValueError(f"there is no home folder {Path(path).parts[0]!r}; a folder of that name is ./{path}")
+    return path
 
 
 def _lower(value: object) -> object:
@@ -156,7 +162,7 @@ def _from_file(name: str | None) -> tuple[dict[str, object], dict[str, str]]:
     if not name:
         return {}, {}
     try:
-        with open(os.path.expanduser(name), "rb") as file:
+        with open(os.path.expanduser(name), "rb", opener=only_regular) as file:
             data = file.read(_MAX_FILE_BYTES + 1)
         if len(data) > _MAX_FILE_BYTES:
             raise ConfigError(f"{FILE_VARIABLE} names {name}, which is larger than {_MAX_FILE_BYTES} bytes")

@@ -56,6 +56,12 @@ def conversions(source: Geometry, target: Geometry, fixed: frozenset[str], allow
     return tuple(result)
 
 
+def check_leave(allow_lossy: object) -> None:
+    """Raise LayoutError unless the leave to lose precision was given or refused in plain words."""
+    if not isinstance(allow_lossy, bool):  # "no" would be taken as yes
+        raise LayoutError(f"allow_lossy is True or False, not {allow_lossy!r}")
+
+
 def _check_model(source: Geometry, target: Geometry) -> None:
     def differ(what: str, ours: object, theirs: object) -> LayoutError:
         return LayoutError(f"the source is of another model than the target: {what} {ours} and {theirs}")

@@ -12,6 +12,7 @@ from kvlingua.layouts.errors import LayoutError
 from kvlingua.layouts.plan import make_plan
 from kvlingua.layouts.torch_streams import run_through_torch
 from kvlingua.layouts.view import View
+from kvlingua.layouts.whole import whole
 
 _log = logging.getLogger("kvlingua")
 
@@ -44,8 +45,9 @@ def convert(
     there, or the target's one twice, precision would be lost without leave, scales meet that differ, or scales would
     have to be compared while the stream is being captured.
     """
-    if threads < 1:
-        raise LayoutError(f"a copy needs at least 1 thread, not {threads}")
+    most = whole(threads)
+    if most is None or most < 1:
+        raise LayoutError(f"a copy needs a whole number of threads, at least 1, not {threads!r}")
     if backend not in ("auto", "native", "torch"):
         raise LayoutError(f"backend {backend!r} isn't known; known are auto, native, torch")
     plan = make_plan(source, target, allow_lossy)
@@ -55,7 +57,7 @@ def convert(
     index = 0 if on_cpu else gpu.device_index(plan)
     if backend == "native" or (backend == "auto" and (native.available() if on_cpu else gpu.available(index))):
         if on_cpu:
-            native.run(plan, threads)
+            native.run(plan, most)
         else:
             gpu.run(plan, stream)
         return

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 from collections.abc import Mapping
 from dataclasses import dataclass
 from types import MappingProxyType
@@ -273,8 +274,19 @@ FORMATS: Mapping[str, Layout] = MappingProxyType({row.name: Layout(row.name, row
 
 def format(name: str) -> Layout:
     """The layout called `name`. Raises LayoutError: it isn't known, or it is and can't be described."""
+    if not isinstance(name, str):
+        raise LayoutError(f"a layout is asked for by its name, as 'vllm_lbhnc', not by {name!r}")
     if name in FORMATS:
         return FORMATS[name]
     if name in OPAQUE:
-        raise LayoutError(f"layout {name!r} can't be described, so it is neither stored nor converted: {OPAQUE[name]}")
-    raise LayoutError(f"layout {name!r} isn't known; known are {', '.join(FORMATS)}")
+        raise _opaque(name)
+    for known in OPAQUE:
+        if known.partition("_")[2] == name.lower():  # an engine's own word for it, as kv_cache_dtype takes it
+            raise _opaque(known)
+    near = difflib.get_close_matches(name.lower(), [*FORMATS, *OPAQUE], n=3, cutoff=0.85)
+    meant = f"did you mean {' or '.join(map(repr, near))}?" if near else f"known are {', '.join(FORMATS)}"
+    raise LayoutError(f"layout {name!r} isn't known; {meant}")
+
+
+def _opaque(name: str) -> LayoutError:
+    return LayoutError(f"layout {name!r} can't be described, so it is neither stored nor converted: {OPAQUE[name]}")

@@ -7,11 +7,15 @@ from typing import Literal
 
 from kvlingua.layouts.dtypes import DTYPES, ITEMSIZE
 from kvlingua.layouts.errors import LayoutError
+from kvlingua.layouts.whole import keep_whole
 
 __all__ = ["ITEMSIZE", "UNROTATED", "Extent", "Geometry", "Plane", "Rope"]
 
 MAX_WIDTH = 1 << 16
 """No plane is wider; a plan looks at each element of a row once."""
+
+MAX_COUNT = 1 << 16
+"""No model has more layers or kv heads; a plan looks at each layer once."""
 
 Per = Literal["token", "head", "tensor"]
 Order = Literal["none", "half", "interleaved"]
@@ -31,6 +35,8 @@ class Rope:
     def __post_init__(self) -> None:
         if self.order not in ("none", "half", "interleaved"):
             raise LayoutError(f"the order of rotated dims is half, interleaved or none, not {self.order!r}")
+        if not keep_whole(self, "width"):
+            raise LayoutError(f"the number of rotated dims is a whole number, not {self.width!r}")
         if (self.order == "none") != (self.width == 0) or self.width < 0 or self.width % 2:
             raise LayoutError(
                 f"rotated dims come in pairs (and there are none exactly if the order is none), not {self.width} of"
@@ -58,10 +64,10 @@ class Plane:
     def __post_init__(self) -> None:
         if not self.name.isidentifier():
             raise LayoutError(f"a plane's name must be an identifier like 'k', not {self.name!r}")
-        if not isinstance(self.width, int) or not 1 <= self.width <= MAX_WIDTH:
-            raise LayoutError(f"plane {self.name!r} must be 1 to {MAX_WIDTH} elements wide, not {self.width}")
-        if self.dtype not in DTYPES:
-            raise LayoutError(f"dtype {self.dtype!r} isn't known; known are {', '.join(DTYPES)}")
+        if not keep_whole(self, "width") or not 1 <= self.width <= MAX_WIDTH:
+            raise LayoutError(f"plane {self.name!r} must be 1 to {MAX_WIDTH} elements wide, not {self.width!r}")
+        if not isinstance(self.dtype, str) or self.dtype not in DTYPES:
+            raise _unknown_dtype(self.dtype)
         if self.per not in ("token", "head", "tensor"):
             raise LayoutError(f"plane {self.name!r} has a value per token, head or tensor, not per {self.per!r}")
         if self.per != "token" and not self.is_scale:
@@ -93,7 +99,7 @@ class Extent:
 
     def __post_init__(self) -> None:
         bounds = self.head_start, self.head_stop, self.layer_start, self.layer_stop
-        if not all(isinstance(bound, int) for bound in bounds):
+        if not keep_whole(self, "head_start", "head_stop", "layer_start", "layer_stop"):
             raise LayoutError(f"an extent is four whole numbers, not {bounds}")
         if not (0 <= self.head_start < self.head_stop and 0 <= self.layer_start < self.layer_stop):
             raise LayoutError(f"an extent holds at least one head and one layer, from 0 on: {self} does not")
@@ -136,8 +142,14 @@ class Geometry:
     planes: tuple[Plane, ...]
 
     def __post_init__(self) -> None:
-        if not all(isinstance(count, int) and count >= 1 for count in (self.layers, self.kv_heads)):
-            raise LayoutError(f"a model has layers and kv heads, not {self.layers} and {self.kv_heads}")
+        for what in ("layers", "kv_heads"):
+            if not keep_whole(self, what) or not 1 <= getattr(self, what) <= MAX_COUNT:
+                raise LayoutError(f"{what} is a whole number from 1 to {MAX_COUNT}, not {getattr(self, what)!r}")
+        if not isinstance(self.planes, (list, tuple)) or not all(isinstance(plane, Plane) for plane in self.planes):
+            raise LayoutError(
+                f"planes are a tuple of Plane, as (Plane('k', 128, 'bfloat16'), ...), not {self.planes!r}"
+            )
+        object.__setattr__(self, "planes", tuple(self.planes))
         names = [plane.name for plane in self.planes]
         if not self.numbers or len(set(names)) != len(names):
             raise LayoutError(f"a geometry needs planes with names of their own, scales aside, not {names}")
@@ -233,3 +245,10 @@ class Geometry:
 
 def _scales(numbers: tuple[Plane, ...], per: Per | None) -> tuple[Plane, ...]:
     return tuple(Plane(f"{plane.name}_scale", 1, "float32", per) for plane in numbers) if per else ()
+
+
+def _unknown_dtype(dtype: object) -> LayoutError:
+    meant = getattr(dtype, "__name__", str(dtype)).removeprefix("torch.")
+    if meant in DTYPES:
+        return LayoutError(f"a dtype is known by its name: write {meant!r} instead of {dtype!r}")
+    return LayoutError(f"dtype {dtype!r} isn't known; known are {', '.join(DTYPES)}")

@@ -10,12 +10,12 @@ from dataclasses import dataclass
 from functools import cached_property, lru_cache
 
 from kvlingua.layouts.arrangement import Arrangement, Digits
-from kvlingua.layouts.casts import Conversion, Op, conversions
+from kvlingua.layouts.casts import Conversion, Op, check_leave, conversions
 from kvlingua.layouts.dtypes import DTYPES
 from kvlingua.layouts.errors import LayoutError
 from kvlingua.layouts.geometry import Extent, Plane
 from kvlingua.layouts.refinement import Axis, Row, pieces
-from kvlingua.layouts.view import Pool, View
+from kvlingua.layouts.view import Pool, View, check_view
 
 _HOST = ("cpu", "pinned")
 
@@ -108,6 +108,9 @@ def make_plan(source: View, target: View, allow_lossy: bool = False) -> Plan:
 
     Block tables and overlap of the two memories are left to the backend: see checks.py.
     """
+    check_view("source", source)
+    check_view("target", target)
+    check_leave(allow_lossy)
     ours, theirs = source.pool, target.pool
     recipe = _recipe(ours.arrangement, theirs.arrangement, allow_lossy)
     if source.tokens != target.tokens:

@@ -11,6 +11,7 @@ from kvlingua.layouts.arrangement import Arrangement, Digits, PlaneStrides
 from kvlingua.layouts.errors import LayoutError
 from kvlingua.layouts.geometry import Extent, Geometry, Plane
 from kvlingua.layouts.terms import term
+from kvlingua.layouts.whole import whole
 
 if TYPE_CHECKING:
     from kvlingua.layouts.layout import Layout
@@ -26,10 +27,16 @@ def arrange(
     fixed: frozenset[str],
 ) -> Arrangement:
     """The layout with these numbers; arguments as of `Layout.pool`. Raises LayoutError if they don't fit it."""
-    for name, number in (("page", page), ("blocks", blocks), *strides.items()):
-        if type(number) is not int:
-            raise LayoutError(f"layout {layout.name}: {name!r} must be a whole number, not {number!r}")
-    return _arrange(layout, geometry, extent, page, blocks, tuple(strides.items()), fixed)
+
+    def number(name: str, value: object) -> int:
+        found = whole(value)
+        if found is None:
+            raise LayoutError(f"layout {layout.name}: {name!r} must be a whole number, not {value!r}")
+        return found
+
+    page, blocks = number("page", page), number("blocks", blocks)
+    given = tuple((name, number(name, stride)) for name, stride in strides.items())
+    return _arrange(layout, geometry, extent, page, blocks, given, fixed)
 
 
 @lru_cache(maxsize=1024)

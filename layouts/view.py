@@ -11,6 +11,7 @@ from kvlingua.layouts.arrangement import Arrangement, Digits
 from kvlingua.layouts.errors import LayoutError
 from kvlingua.layouts.geometry import Extent, Geometry
 from kvlingua.layouts.memory import Buffer, joined
+from kvlingua.layouts.whole import whole
 
 if TYPE_CHECKING:
     from kvlingua.layouts.layout import Layout
@@ -105,17 +106,18 @@ class Pool:
         table: block numbers. An array('q') is kept as it is, so it must not change while the view is used; lists, and
         torch or numpy arrays of whole numbers, are copied. Only entries that [start, stop) touches are ever looked at,
         and not before a conversion.
-        Raises LayoutError if the table is too short or no sequence of whole numbers.
+        Raises LayoutError if the table is too short or no sequence of integers.
         """
-        if not (isinstance(start, int) and isinstance(stop, int) and 0 <= start <= stop):
+        first, end = whole(start), whole(stop)
+        if first is None or end is None or not 0 <= first <= end:
             raise LayoutError(f"token positions [{start}, {stop}) are not a range")
         numbers = _int64(table)
-        needed = -(-stop // self.page)
-        if start < stop and needed > len(numbers):
+        needed = -(-end // self.page)
+        if first < end and needed > len(numbers):
             raise LayoutError(
-                f"tokens up to {stop} need {needed} blocks of {self.page} tokens, the block table has {len(numbers)}"
+                f"tokens up to {end} need {needed} blocks of {self.page} tokens, the block table has {len(numbers)}"
             )
-        return View(self, numbers, start, stop)
+        return View(self, numbers, first, end)
 
 
 @dataclass(frozen=True)
@@ -140,18 +142,26 @@ class View:
         return self.table[self.start // self.pool.page : -(-self.stop // self.pool.page)]
 
 
+def check_view(what: str, value: object) -> None:
+    """Raise LayoutError unless it is a View; `what` is what it was given as."""
+    if not isinstance(value, View):
+        raise LayoutError(f"the {what} is a {type(value).__name__}, expected a View: pool.view(table, start, stop)")
+
+
 def _int64(table: Any) -> array[int]:
     if isinstance(table, array) and table.typecode == "q":
         return table
+    dtype = str(getattr(table, "dtype", "")).removeprefix("torch.")
     try:
-        if _holds_int64(table):
+        if dtype == "int64" and table.ndim == 1 and str(getattr(table, "device", "cpu")) == "cpu":
+            # The bytes of a table already: a hundred times faster than going by lists.
             return array("q", memoryview(table.numpy() if hasattr(table, "numpy") else table).tobytes())
-        return array("q", table.tolist() if hasattr(table, "tolist") else list(table))
-    except (TypeError, OverflowError) as error:
-        raise LayoutError(f"a block table is a sequence of block numbers, this one isn't: {error}") from None
-
-
-def _holds_int64(table: Any) -> bool:
-    """Whether a torch or numpy array has the bytes of a table, which is a hundred times faster than going by lists."""
-    is_int64 = str(getattr(table, "dtype", "")).removeprefix("torch.") == "int64"
-    return is_int64 and table.ndim == 1 and str(getattr(table, "device", "cpu")) == "cpu"
+        numbers = table.tolist() if hasattr(table, "tolist") else table
+        if not isinstance(numbers, Sequence) or isinstance(numbers, (str, bytes, bytearray)):
+            raise TypeError(f"it is a {type(table).__name__}")
+        only_integers = isinstance(table, (range, array)) or dtype.removeprefix("u").startswith("int")
+        if not only_integers and bool in set(map(type, numbers)):  # a mask: to array, True is the number 1
+            raise TypeError("it holds True or False")
+        return array("q", numbers)
+    except (TypeError, OverflowError, RuntimeError) as error:  # RuntimeError: a tensor that has no numbers
+        raise LayoutError(f"a block table is a sequence of integers, this one isn't: {error}") from None

@@ -2,14 +2,15 @@
 
 import argparse
 import platform
+import sys
 from collections.abc import Iterator
 from importlib import metadata
 
 from kvlingua.common.cli.inspect import contents
 from kvlingua.common.cli.sizes import size
-from kvlingua.common.cli.target import add_target, existing_store
+from kvlingua.common.cli.target import NothingStored, add_target, existing_store
 from kvlingua.common.config import Config
-from kvlingua.common.errors import ConfigError
+from kvlingua.common.errors import ConfigError, KVLinguaError
 from kvlingua.common.identity.fingerprint import FingerprintTask
 from kvlingua.common.identity.model import describe_model
 from kvlingua.common.identity.namespace import COMPUTE_DTYPES, Namespace
@@ -34,23 +35,38 @@ def add(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None
 
 
 def run(options: argparse.Namespace) -> int:
-    if bool(options.model) != bool(options.dtype):
+    if (options.model is None) != (options.dtype is None):
         raise ConfigError("--model and --dtype go together: the same weights in another dtype have other KV")
+    if options.model == "":
+        raise ConfigError("--model takes a folder or a hub id, got an empty one")
     for title, lines in (("installed", installed()), ("configuration", configuration())):
         print(f"{title}\n" + "\n".join(f"  {line}" for line in lines))
     print("store")
+    store, status = None, 0
     try:
         store = existing_store(options.target)
-    except ConfigError as problem:
-        print(f"  {problem}")  # nothing stored yet is no illness
-        return 0
-    found = contents(store)
-    print(f"  {store.describe()}: {len(found)} namespaces, {size(sum(one.nbytes for one in found))}")
+        found = contents(store)
+        print(f"  {store.describe()}: {len(found)} namespaces, {size(sum(one.nbytes for one in found))}")
+    except (KVLinguaError, OSError) as problem:
+        store = None
+        if isinstance(problem, NothingStored) and options.target is None:
+            print(f"  {problem}")  # nothing stored yet is no illness
+        else:
+            print("  there is none that can be used")
+            print(f"kvlingua doctor: {problem}", file=sys.stderr)
+            status = 2
+    if options.model is not None:
+        advice = model_advice(options.model, options.dtype, store)
+    elif store is not None:
+        advice = store_advice(store)
+    else:
+        return status
     print("why nothing hits")
-    lines = model_advice(options.model, options.dtype, store) if options.model else store_advice(store)
-    print("\n".join(f"  {line}" for line in lines))
-    store.close()
-    return 0
+    for line in advice:
+        print(f"  {line}")
+    if store is not None:
+        store.close()
+    return status
 
 
 def installed() -> Iterator[str]:
@@ -77,8 +93,9 @@ def configuration() -> Iterator[str]:
         yield f"{key} = {getattr(config, key)}  ({source})"
 
 
-def model_advice(model: str, dtype: str, store: Store) -> Iterator[str]:
-    """The namespace an engine would use for this model, and the stored one that is nearest to it."""
+def model_advice(model: str, dtype: str, store: Store | None) -> Iterator[str]:
+    """The namespace an engine would use for this model, and the stored one that is nearest to it, if there is a
+    store."""
     config = Config.resolve()
     description = describe_model(model, compute_dtype=dtype, kv_dtype=dtype)
     task = FingerprintTask(description, config)
@@ -91,6 +108,9 @@ def model_advice(model: str, dtype: str, store: Store) -> Iterator[str]:
         fingerprint, chunk_tokens=config.chunk_tokens, layers_per_shard=config.layers_per_shard
     )
     yield f"{model} in {dtype} is namespace {here.digest[:12]}"
+    if store is None:
+        yield "there is no store to compare it with"
+        return
     if here in stored_namespaces(store):
         yield "it is in the store: prompts that begin like a stored one hit"
         return

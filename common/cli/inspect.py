@@ -11,9 +11,9 @@ from kvlingua.common.cli.progress import progress
 from kvlingua.common.cli.sizes import size
 from kvlingua.common.cli.target import add_target, existing_store
 from kvlingua.common.cli.verification import verify_object
-from kvlingua.common.errors import ContainerError, StoreError
-from kvlingua.common.identity.keys import NAMESPACE_FILE, OBJECT_SUFFIX, parse_key
-from kvlingua.common.identity.namespace import FORMAT_VERSION, Namespace
+from kvlingua.common.errors import ContainerError, IdentityError, StoreError
+from kvlingua.common.identity.keys import NAMESPACE_FILE, OBJECT_SUFFIX, namespace_key, parse_key
+from kvlingua.common.identity.namespace import FORMAT_VERSION, MAX_NAMESPACE_BYTES, Namespace
 from kvlingua.common.nearest import stored_namespaces
 from kvlingua.common.stores.store import Entry, Read, Store
 
@@ -30,7 +30,7 @@ class Contents:
 
     def lines(self) -> list[str]:
         if self.namespace is None:
-            why = f"its {NAMESPACE_FILE} is damaged, or of another format version than {FORMAT_VERSION}"
+            why = f"its {NAMESPACE_FILE} is missing, damaged, or of another format version than {FORMAT_VERSION}"
             return [f"{self.digest[:12]}  ({why})", self._counts("?")]
         one = self.namespace
         family = one.model_config.get("model_type", "unknown")
@@ -114,8 +114,20 @@ def contents(store: Store) -> list[Contents]:
 
 
 def verify(store: Store) -> int:
-    """Reads everything, prints a line for each object that can't be trusted. Exit status 1 if there is one."""
-    entries = [entry for entry in store.scan() if entry.key.endswith(OBJECT_SUFFIX)]
+    """Reads everything, prints a line for each object and namespace that can't be trusted. Exit status 1 if there is
+    one."""
+    everything = list(store.scan())
+    entries = [entry for entry in everything if entry.key.endswith(OBJECT_SUFFIX)]
+    if not everything:
+        print("nothing to verify: the store is empty")
+        return 0
+    unnamed = 0
+    for digest in sorted({entry.key.partition("/")[0] for entry in everything}):
+        try:
+            verify_namespace(store, digest)
+        except ContainerError as problem:
+            unnamed += 1
+            print(f"{namespace_key(digest)}: {problem}")
     damaged = 0
     for entry in progress(entries, len(entries), "verifying"):
         try:
@@ -123,8 +135,26 @@ def verify(store: Store) -> int:
         except (ContainerError, StoreError) as problem:
             damaged += 1
             print(f"{entry.key}: {problem}")
-    print(f"verified {len(entries)} objects: {'all right' if not damaged else f'{damaged} damaged'}")
-    return 1 if damaged else 0
+    wrong = f"{damaged} damaged" + (f", and {unnamed} {NAMESPACE_FILE} missing or damaged" if unnamed else "")
+    print(f"verified {len(entries)} objects: {wrong if damaged or unnamed else 'all right'}")
+    return 1 if damaged or unnamed else 0
+
+
+def verify_namespace(store: Store, digest: str) -> None:
+    """Raises ContainerError unless the namespace's JSON is there, and is what its name says."""
+    remedy = "remove it, an engine that stores to this namespace writes it anew"
+    buffer = bytearray(MAX_NAMESPACE_BYTES)
+    (nbytes,) = store.get_many([Read(namespace_key(digest), 0, memoryview(buffer))])
+    if nbytes is None:
+        raise ContainerError("absent", "it is missing; an engine that stores to this namespace writes it anew")
+    if nbytes > len(buffer):
+        raise ContainerError("size", f"{nbytes} bytes, expected at most {len(buffer)}; {remedy}")
+    try:
+        namespace = Namespace.from_json(memoryview(buffer)[:nbytes])
+    except IdentityError as error:
+        raise ContainerError("namespace", f"{error}; {remedy}") from None
+    if namespace.digest != digest:
+        raise ContainerError("identity", f"it is another namespace's, somebody has renamed it; {remedy}")
 
 
 def verify_entry(store: Store, entry: Entry) -> None:

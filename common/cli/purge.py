@@ -11,6 +11,7 @@ from kvlingua.common.cli.target import add_target, existing_store
 from kvlingua.common.errors import ConfigError
 from kvlingua.common.identity.keys import NAMESPACE_FILE
 
+_DIGEST = re.compile(r"[0-9a-f]{1,64}")
 _AGE = re.compile(r"([0-9]+)([smhd])")
 _SECONDS = {"s": 1, "m": 60, "h": 3600, "d": 86400}
 _BATCH = 256
@@ -19,7 +20,7 @@ _BATCH = 256
 def add(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
     parser = commands.add_parser("purge", help="remove stored objects", description=__doc__)
     add_target(parser)
-    parser.add_argument("--namespace", metavar="HEX", default="", help="only the namespace whose digest begins so")
+    parser.add_argument("--namespace", metavar="HEX", help="only the namespace whose digest begins so")
     parser.add_argument("--unused-for", metavar="AGE", help="only what nobody has used for so long: 90m, 12h, 7d")
     parser.add_argument("--yes", action="store_true", help="don't ask")
     parser.set_defaults(run=run)
@@ -35,10 +36,21 @@ def age_seconds(text: str | None) -> int:
     return int(match[1]) * _SECONDS[match[2]]
 
 
+def digest_start(text: str | None) -> str:
+    """What the keys to be removed begin with. Raises ConfigError for what no digest begins with."""
+    if text is None:
+        return ""
+    if _DIGEST.fullmatch(text) is None:
+        raise ConfigError(
+            f"--namespace takes 1 to 64 lower-case hexadecimal digits, as `kvlingua inspect` shows them, not {text!r}"
+        )
+    return text
+
+
 def run(options: argparse.Namespace) -> int:
-    before = time.time() - age_seconds(options.unused_for)
+    start, before = digest_start(options.namespace), time.time() - age_seconds(options.unused_for)
     store = existing_store(options.target)
-    entries = list(store.scan(options.namespace))
+    entries = list(store.scan(start))
     doomed = [entry for entry in entries if entry.mtime <= before]
     # A namespace's JSON goes with its last object, not before.
     kept = {entry.key.partition("/")[0] for entry in entries if entry.mtime > before}

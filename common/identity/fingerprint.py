@@ -11,7 +11,6 @@ import hashlib
 import json
 import os
 import re
-import stat
 import threading
 import time
 from collections.abc import Mapping
@@ -24,6 +23,7 @@ from kvlingua.common.identity import canonical_json
 from kvlingua.common.identity.model import ModelDescription
 from kvlingua.common.identity.process_start import process_start_ns
 from kvlingua.common.identity.unchanged import check_unchanged
+from kvlingua.common.regular_file import only_regular
 
 _FILE = "digests.json"
 _MAX_BYTES = 4 << 20
@@ -113,11 +113,8 @@ class FingerprintTask:
 def _digest(path: Path, known: dict[str, str]) -> str:
     """sha256 of a file, from `known` or added to it."""
     try:
-        with open(path, "rb", opener=_open_without_waiting) as file:
-            before = os.fstat(file.fileno())
-            if not stat.S_ISREG(before.st_mode):
-                raise UnsupportedError("fingerprint", f"{path} is no regular file")
-            key = _key(before)
+        with open(path, "rb", opener=only_regular) as file:
+            key = _key(os.fstat(file.fileno()))
             if key in known:
                 return known[key]
             os.fdatasync(file.fileno())  # from here on a write through a mapping changes the ctime, too
@@ -132,10 +129,6 @@ def _digest(path: Path, known: dict[str, str]) -> str:
     if time.time_ns() - before.st_ctime_ns > _SETTLED_NS and not _in_memory(before.st_dev):
         known[key] = digest
     return digest
-
-
-def _open_without_waiting(path: str, flags: int) -> int:
-    return os.open(path, flags | os.O_NONBLOCK)  # a FIFO in the place of a file would keep us waiting
 
 
 def _in_memory(device: int) -> bool:

@@ -12,6 +12,7 @@ from kvlingua.common.identity.canonical_json import JSONObject
 from kvlingua.common.identity.extents import ShardGrid
 from kvlingua.common.identity.namespace import COMPUTE_DTYPES, Namespace
 from kvlingua.common.identity.weight_files import model_folder, weight_files
+from kvlingua.common.regular_file import only_regular
 from kvlingua.layouts.geometry import Geometry, Order, Rope
 
 # Fields of config.json that are no part of a namespace, and why they can't change KV.
@@ -130,7 +131,7 @@ def describe_model(
 
 def _read_config(path: Path) -> dict[str, Any]:
     try:
-        with path.open("rb") as file:
+        with open(path, "rb", opener=only_regular) as file:
             config = canonical_json.decode(file.read(_MAX_CONFIG_BYTES + 1), max_bytes=_MAX_CONFIG_BYTES)
     except OSError as error:
         raise UnsupportedError("model_files", f"{path} can't be read: {error.strerror}") from None

@@ -5,6 +5,7 @@ from pathlib import Path
 
 from kvlingua.common.errors import UnsupportedError
 from kvlingua.common.identity import canonical_json
+from kvlingua.common.regular_file import only_regular
 
 SINGLE = "model.safetensors"
 INDEX = "model.safetensors.index.json"
@@ -80,7 +81,7 @@ def weight_files(folder: Path, load_format: str) -> Mapping[str, Path]:
 
 def _indexed(index: Path) -> set[str]:
     try:
-        with index.open("rb") as file:
+        with open(index, "rb", opener=only_regular) as file:
             values = canonical_json.decode(file.read(_MAX_INDEX_BYTES + 1), max_bytes=_MAX_INDEX_BYTES)
     except (OSError, ValueError) as error:
         raise UnsupportedError("weight_files", f"{index} can't be read: {error}") from None

@@ -21,10 +21,9 @@ from kvlingua.common.errors import StoreError, StoreFull, StoreTimeout
 from kvlingua.common.file_lock import locked
 from kvlingua.common.identity.keys import NAMESPACE_FILE
 from kvlingua.common.stores import temporary
-from kvlingua.common.stores.folder import UNREADABLE, OpenFolders, StoredFile, explain, is_ours
+from kvlingua.common.stores.folder import UNREADABLE, USAGE_FILE, OpenFolders, StoredFile, explain, is_ours
 from kvlingua.common.stores.new_file import Incoming, NewFile
 
-USAGE_FILE = ".usage"
 _DIGITS = 20
 _LOCK_TIMEOUT_S = 10.0  # longer than any eviction; a holder that was stopped must not stop the others for good
 _FUTURE_S = 60.0  # a file dated later than this was dated by a wrong clock: its age is unknown, it goes first

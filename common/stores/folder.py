@@ -17,6 +17,7 @@ from kvlingua.common.errors import StoreError, StoreFull
 from kvlingua.common.stores.store import is_key
 from kvlingua.common.stores.temporary import is_temporary
 
+USAGE_FILE = ".usage"  # see eviction.py
 _OPEN_FOLDER = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
 _NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 # What can be wrong with one file while the others are right: its bytes or its inode are lost, or it is locked away.
@@ -51,6 +52,12 @@ def explain(path: Path | str, error: OSError) -> StoreError:
 def is_ours(status: os.stat_result) -> bool:
     """Whether this is a regular file that only our user can have written."""
     return stat.S_ISREG(status.st_mode) and status.st_uid == os.geteuid() and not status.st_mode & 0o022
+
+
+def is_store(path: Path) -> bool:
+    """Whether a store has been kept in this folder, or could be: it is empty."""
+    names = os.listdir(path)
+    return not names or any(name == USAGE_FILE or is_key(f"{name}/namespace.json") for name in names)
 
 
 class OpenFolders:

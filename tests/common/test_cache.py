@@ -140,6 +140,20 @@ def test_a_full_queue_drops_the_tail_and_counts(tmp_path: Path) -> None:
         assert cache.lookup(namespace(), TOKENS).tokens == handle.stored * CHUNK
 
 
+def test_what_is_no_view_or_no_plain_leave_is_refused(url: str) -> None:
+    with filled(url) as cache:
+        hit, target = cache.lookup(namespace(), TOKENS), Cache(namespace(), 96)
+        for into in (target.pool, None):
+            with pytest.raises(LayoutError, match=r"expected a View: pool.view\(table, start, stop\)"):
+                cache.load(hit, into, 0, 96)  # type: ignore[arg-type]
+            with pytest.raises(LayoutError, match=r"expected a View: pool.view\(table, start, stop\)"):
+                cache.store(namespace(), TOKENS, into, 0, 96)  # type: ignore[arg-type]
+        for leave in ("no", 1):
+            with pytest.raises(LayoutError, match="allow_lossy is True or False, not"):
+                cache.load(hit, target.view(), 0, 96, allow_lossy=leave)  # type: ignore[arg-type]
+        assert target.untouched()
+
+
 def test_roles_are_kept(tmp_path: Path) -> None:
     url = f"file://{tmp_path}/store"
     source = Cache(namespace(), 100, seed=1)

@@ -136,6 +136,83 @@ def test_what_the_system_refuses_is_one_clear_line() -> None:
     assert "File name too long" in done.stderr
 
 
+def test_an_empty_argument_is_refused(root: Path) -> None:
+    """A variable that wasn't set, in somebody's script: it means neither the configured store nor everything."""
+    for arguments in (
+        ("purge", "", "--yes"),
+        ("purge", str(root), "--namespace", "", "--yes"),
+        ("purge", str(root), "--unused-for", "", "--yes"),
+        ("inspect", ""),
+        ("doctor", ""),
+        ("doctor", "--model", "", "--dtype", "float32"),
+    ):
+        done = kvlingua(*arguments, KVLINGUA_URL=root.as_uri())
+        assert (done.returncode, len(done.stderr.splitlines())) == (2, 1), arguments
+        assert "''" in done.stderr or "empty one" in done.stderr
+    assert len(spoil.objects(root)) == 2 * CHUNKS
+
+
+@pytest.mark.parametrize("command", ["inspect", "purge", "doctor"])
+def test_a_path_that_leads_nowhere_is_one_clear_line(command: str, tmp_path: Path) -> None:
+    (tmp_path / "one").symlink_to(tmp_path / "two")
+    (tmp_path / "two").symlink_to(tmp_path / "one")
+    loop = str(tmp_path / "one")
+    refusals = [kvlingua(command, path) for path in (loop, "~nosuch/x", "file://" + loop, "http://[")]
+    refusals += [kvlingua(command, KVLINGUA_URL=url) for url in ("~nosuch/x", loop, "http://[", "nosuch://")]
+    for done in refusals:
+        assert (done.returncode, len(done.stderr.splitlines())) == (2, 1), done.stderr
+        assert done.stderr.startswith(f"kvlingua {command}: ")
+
+
+@pytest.mark.parametrize("command", ["inspect", "purge", "doctor"])
+def test_a_folder_of_other_things_is_no_store(command: str, tmp_path: Path) -> None:
+    (tmp_path / "notes.txt").write_text("mine")
+    options = ["--verify"] if command == "inspect" else []
+    done = kvlingua(command, str(tmp_path), *options)
+    assert (done.returncode, len(done.stderr.splitlines())) == (2, 1)
+    assert "is no store, it holds other things" in done.stderr
+    assert "all right" not in done.stdout
+
+
+def test_a_store_that_is_empty_or_not_made_yet_is_no_illness(tmp_path: Path) -> None:
+    none = (tmp_path / "none").as_uri()
+    done = kvlingua("doctor", KVLINGUA_URL=none)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert "there is no store at" in done.stdout
+    (tmp_path / "empty").mkdir(mode=0o700)
+    done = kvlingua("inspect", "--verify", str(tmp_path / "empty"))
+    assert (done.returncode, done.stderr) == (0, "")
+    assert "nothing to verify: the store is empty" in done.stdout
+
+
+def test_doctor_tells_of_the_model_whatever_the_store_is(tmp_path: Path) -> None:
+    model = tmp_path / "model"
+    shutil.copytree(MODEL, model)
+    asked = ("--model", str(model), "--dtype", "float32")
+    for target, status in (((str(tmp_path / "none"),), 2), ((), 0)):
+        done = kvlingua(
+            "doctor", *target, *asked, XDG_CACHE_HOME=str(tmp_path), KVLINGUA_URL=(tmp_path / "none").as_uri()
+        )
+        assert done.returncode == status
+        assert f"{model} in float32 is namespace" in done.stdout
+        assert ("there is no store at" in done.stderr) == (status == 2)
+    (model / "config.json").write_text("[]")
+    done = kvlingua("doctor", *asked, KVLINGUA_URL=(tmp_path / "none").as_uri())
+    assert (done.returncode, len(done.stderr.splitlines())) == (2, 1)
+    assert "config.json is not a JSON object" in done.stderr
+
+
+def test_inspect_verify_finds_namespaces_without_their_json(root: Path) -> None:
+    first, second = sorted(path.name for path in root.iterdir() if path.is_dir())
+    (root / first / "namespace.json").write_bytes(b"{}")
+    (root / second / "namespace.json").unlink()
+    done = kvlingua("inspect", "--verify", str(root))
+    assert (done.returncode, "all right" in done.stdout) == (1, False)
+    assert f"{first}/namespace.json: not a namespace" in done.stdout
+    assert f"{second}/namespace.json: it is missing" in done.stdout
+    assert f"verified {2 * CHUNKS} objects: 0 damaged, and 2 namespace.json missing or damaged" in done.stdout
+
+
 def test_purge_asks_before_it_removes_and_then_removes_everything(root: Path) -> None:
     refused = kvlingua("purge", str(root))
     assert (refused.returncode, "--yes" in refused.stderr) == (2, True)
@@ -151,5 +228,11 @@ def test_purge_takes_one_namespace_or_what_is_old(root: Path) -> None:
     assert kvlingua("purge", "--yes", "--namespace", digest[:12], str(root)).returncode == 0
     assert {path.parent.name for path in spoil.objects(root)} == {namespace().digest}
     assert "nothing to remove" in kvlingua("purge", "--yes", "--unused-for", "1h", str(root)).stdout
+    for start in ("XYZ", digest[:12].upper(), digest + "0", "../" + digest):
+        wrong = kvlingua("purge", "--yes", "--namespace", start, str(root))
+        assert (wrong.returncode, len(wrong.stderr.splitlines())) == (2, 1)
+        assert "--namespace takes 1 to 64 lower-case hexadecimal digits" in wrong.stderr
+        assert f"not '{start}'" in wrong.stderr
+    assert len(spoil.objects(root)) == CHUNKS
     wrong = kvlingua("purge", "--yes", "--unused-for", "soon", str(root))
     assert (wrong.returncode, "12h" in wrong.stderr) == (2, True)

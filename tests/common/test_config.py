@@ -1,5 +1,6 @@
 """Arguments beat variables beat the file; nothing unknown passes."""
 
+import os
 from pathlib import Path
 
 import pytest
@@ -12,8 +13,6 @@ from kvlingua.common.stores.file_store import folder_of
 @pytest.fixture(autouse=True)
 def nothing_set(monkeypatch: pytest.MonkeyPatch) -> None:
     """Whatever the machine's user has configured."""
-    import os
-
     for name in [name for name in os.environ if name.startswith("KVLINGUA_") or name == "XDG_CACHE_HOME"]:
         monkeypatch.delenv(name)
 
@@ -121,6 +120,17 @@ def test_frozen() -> None:
         Config().threads = 2  # type: ignore[misc]
 
 
+def test_only_a_regular_file_is_read(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "fifo")
+    for path in (tmp_path / "fifo", Path("/dev/zero"), tmp_path):
+        monkeypatch.setenv("KVLINGUA_CONFIG", str(path))
+        with pytest.raises(ConfigError, match="which can't be read: it is no regular file"):
+            Config.resolve()
+
+
 def test_home_is_expanded(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("HOME", "/home/somebody")
     assert Config.resolve(metrics_dir="~/metrics").metrics_dir == Path("/home/somebody/metrics")
+    for key in ("metrics_dir", "fingerprint_dir"):
+        with pytest.raises(ConfigError, match=rf"argument {key}: {key} can't be '~nosuch/x': there is no home folder"):
+            Config.resolve(**{key: "~nosuch/x"})

@@ -1,6 +1,7 @@
 """What an engine runs, read from disk: the same whichever engine asks, or a clear refusal."""
 
 import json
+import os
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +11,7 @@ import transformers
 from kvlingua.common.errors import UnsupportedError
 from kvlingua.common.identity.architectures import ARCHITECTURES
 from kvlingua.common.identity.model import IGNORED_FIELDS, ModelDescription, describe_model
+from kvlingua.common.identity.weight_files import INDEX
 from tests.common.samples import LLAMA, model_folder
 
 MISSING: object = "<missing>"  # told apart by identity; as text it is in the names of tests, the same in every process
@@ -263,6 +265,10 @@ def test_the_files_an_index_names(tmp_path: Path) -> None:
     names = ["model-00001-of-00002.safetensors", "model-00002-of-00002.safetensors"]
     path = indexed(tmp_path, {"a": names[1], "b": names[0], "c": names[1]}, *names)
     assert list(describe(path).weight_files) == names
+    (path / INDEX).unlink()
+    os.mkfifo(path / INDEX)
+    with pytest.raises(UnsupportedError, match=r"can't be read: .*it is no regular file"):
+        describe(path)
 
 
 @pytest.mark.parametrize(
@@ -301,6 +307,9 @@ def test_folders_that_are_no_models_are_refused(tmp_path: Path) -> None:
         assert refused.value.reason == "model_files"
     (path / "config.json").unlink()
     with pytest.raises(UnsupportedError, match="can't be read"):
+        describe(path)
+    os.mkfifo(path / "config.json")
+    with pytest.raises(UnsupportedError, match=r"config\.json can't be read: it is no regular file"):
         describe(path)
     for nowhere in (tmp_path / "absent", "", "no/such-model"):
         with pytest.raises(UnsupportedError, match="neither a folder nor in the local hub cache"):

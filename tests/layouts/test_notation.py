@@ -212,3 +212,19 @@ def test_any_words_are_a_layout_or_refused(row: Layout, data: st.DataObject, pag
 def test_an_unknown_format_names_the_known_ones() -> None:
     with pytest.raises(LayoutError, match="vllm_cpu_vec16"):
         format("vllm_amx")
+
+
+@pytest.mark.parametrize(
+    ("name", "why"),
+    [
+        ("vllm_lbnch", r"isn't known; did you mean .*'vllm_lbnhc'"),
+        ("HF_Static", "did you mean 'hf_static'"),
+        ("nvfp4", "layout 'vllm_nvfp4' can't be described.*swizzled"),
+        ("fp8_ds_mla", "layout 'vllm_fp8_ds_mla' can't be described.*656 bytes"),
+        ("vllm_nvpf4", "did you mean 'vllm_nvfp4'"),
+        (None, "asked for by its name"),
+    ],
+)
+def test_a_format_that_was_meant_is_named(name: str, why: str) -> None:
+    with pytest.raises(LayoutError, match=why):
+        format(name)

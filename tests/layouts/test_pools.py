@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import mmap
+from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 import pytest
@@ -153,6 +155,21 @@ def test_memory_of_python_objects() -> None:
     with pytest.raises(BufferError):
         held.append(1)
     assert buffer.end == buffer.pointer + 16
+    closed = mmap.mmap(-1, 16)
+    closed.close()
+    for bad in (closed, np.zeros(2, dtype="datetime64[s]"), bytearray, np.ndarray):
+        with pytest.raises(LayoutError, match="expected a torch tensor or a writable buffer"):
+            Buffer.of(bad)
+
+
+@pytest.mark.parametrize(
+    "references", [np.array([None] * 200, dtype=object), np.zeros(4, dtype=[("n", "i4"), ("o", object)])]
+)
+def test_memory_of_references_is_refused(references: object) -> None:
+    """What is written over them is taken for addresses of objects later on."""
+    with pytest.raises(LayoutError, match="holds references to Python objects"):
+        Buffer.of(references)
+    assert Buffer.of(np.zeros(4, dtype=[("O", "i4")])).nbytes == 16  # a name is no type
 
 
 def test_memory_of_a_tensor_reaches_to_the_end_of_its_storage() -> None:
@@ -160,7 +177,26 @@ def test_memory_of_a_tensor_reaches_to_the_end_of_its_storage() -> None:
     assert Buffer.of(whole[1]) == Buffer(whole[1].data_ptr(), 32)
     assert Buffer.of(whole[0]) == Buffer(whole.data_ptr(), 64)
     assert Buffer.of(torch.zeros(0)).nbytes == 0
-    assert Buffer.of(torch.zeros(4, device="meta")).device == "meta"
+
+
+@pytest.mark.parametrize(
+    ("make", "why"),
+    [
+        (lambda: torch.zeros(4, dtype=torch.complex64).conj(), "resolve_conj"),
+        (lambda: torch.zeros(4, dtype=torch.complex64).conj().imag, "resolve_neg"),
+        (lambda: torch.zeros(4, 4).to_sparse(), r"of layout sparse_coo: make it dense with \.to_dense"),
+        (lambda: torch.zeros(4, 4).to_sparse_csr(), "of layout sparse_csr"),
+        (lambda: torch.quantize_per_tensor(torch.zeros(4), 0.1, 0, torch.qint8), "quantised"),
+        (lambda: torch.nested.nested_tensor([torch.zeros(2), torch.zeros(3)]), "nested"),
+        (lambda: torch.nested.nested_tensor([torch.zeros(2), torch.zeros(3)], layout=torch.jagged), "nested"),
+        (lambda: torch.zeros(4, device="meta"), "device meta"),
+        (lambda: torch.Tensor, "got the class Tensor"),
+    ],
+)
+@pytest.mark.filterwarnings("ignore")
+def test_tensors_whose_memory_is_not_their_numbers(make: Callable[[], object], why: str) -> None:
+    with pytest.raises(LayoutError, match=why):
+        Buffer.of(make())
 
 
 @pytest.mark.parametrize("bad", [(0, 0, 0, 1), (-1, 1, 0, 1), (0, 1, 2, 2), (2, 1, 0, 1)])
@@ -210,3 +246,38 @@ def test_extents() -> None:
 def test_impossible_models(make: object) -> None:
     with pytest.raises(LayoutError):
         make()  # type: ignore[operator]
+
+
+@pytest.mark.parametrize(
+    ("make", "why"),
+    [
+        (lambda: Rope("half", 64.0), r"whole number, not 64\.0"),  # type: ignore[arg-type]
+        (lambda: Rope("half", "64"), "whole number, not '64'"),  # type: ignore[arg-type]
+        (lambda: Geometry.kv(1, 1, True, "float32"), "elements wide, not True"),
+        (lambda: Geometry.kv("4", 1, 8, "float32"), "layers is a whole number from 1 to 65536, not '4'"),  # type: ignore[arg-type]
+        (lambda: Geometry.kv(True, 1, 8, "float32"), "layers is a whole number from 1 to 65536, not True"),
+        (lambda: Geometry.kv(65537, 1, 8, "float32"), "layers is a whole number from 1 to 65536, not 65537"),
+        (lambda: Geometry.kv(1, 1 << 40, 8, "float32"), "kv_heads is a whole number from 1 to 65536"),
+        (lambda: Geometry.kv(1, 1, 8, torch.bfloat16), "write 'bfloat16' instead of torch.bfloat16"),  # type: ignore[arg-type]
+        (lambda: Geometry.kv(1, 1, 8, np.float16), "write 'float16' instead of"),  # type: ignore[arg-type]
+        (lambda: Geometry.kv(1, 1, 8, ["float32"]), "isn't known; known are"),  # type: ignore[arg-type]
+        (lambda: Geometry(1, 1, {"k": Plane("k", 8, "float32")}), "tuple of Plane"),  # type: ignore[arg-type]
+        (lambda: Geometry(1, 1, ("k",)), "tuple of Plane"),  # type: ignore[arg-type]
+        (lambda: Extent(True, 2, 0, 1), "four whole numbers"),
+    ],
+)
+def test_models_in_other_words(make: Callable[[], object], why: str) -> None:
+    with pytest.raises(LayoutError, match=why):
+        make()
+
+
+def test_numpys_numbers_become_ints() -> None:
+    one, two, eight = np.int64(1), np.int32(2), np.uint8(8)
+    model: Any = Geometry(two, one, [Plane("k", eight, "float32", rope=Rope("half", eight))])  # type: ignore[arg-type]
+    assert model == Geometry(2, 1, (Plane("k", 8, "float32", rope=Rope("half", 8)),))
+    assert hash(model)
+    extent: Any = Extent(one, two, one, two)  # type: ignore[arg-type]
+    kept = (model.layers, model.kv_heads, model.planes[0].width, model.planes[0].rope.width, extent.head_start)
+    assert {type(number) for number in kept} == {int}
+    pool = format("canonical").pool(model, model.full, page=two, blocks=one, buffers=memory(2 * 2 * 8 * 4, 1))  # type: ignore[arg-type]
+    assert (type(pool.page), type(pool.blocks)) == (int, int)

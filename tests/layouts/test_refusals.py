@@ -35,12 +35,28 @@ def contents(of: Pool) -> list[bytes]:
         ([], 0, 1, "need 1 blocks"),
         ([0, 1], -1, 4, "not a range"),
         ([0, 1], 5, 4, "not a range"),
-        ([0, 1 << 70], 0, 8, "sequence of block numbers"),
-        ([0, "a"], 0, 8, "sequence of block numbers"),
-        ([0.0, 1.0], 0, 8, "sequence of block numbers"),
-        (torch.tensor([0.0, 1.0]), 0, 8, "sequence of block numbers"),
-        (torch.tensor([[0], [1]]), 0, 8, "sequence of block numbers"),
-        (7, 0, 8, "sequence of block numbers"),
+        ([0, 1 << 70], 0, 8, "sequence of integers"),
+        ([0, "a"], 0, 8, "sequence of integers"),
+        ([0.0, 1.0], 0, 8, "sequence of integers"),
+        (torch.tensor([0.0, 1.0]), 0, 8, "sequence of integers"),
+        (torch.tensor([[0], [1]]), 0, 8, "sequence of integers"),
+        (7, 0, 8, "sequence of integers"),
+        ([True, False], 0, 8, "it holds True or False"),
+        ([0, True], 0, 8, "it holds True or False"),
+        (torch.tensor([True, False]), 0, 8, "it holds True or False"),
+        (np.array([True, False]), 0, 8, "it holds True or False"),
+        (np.array([0, True], dtype=object), 0, 8, "it holds True or False"),
+        ({0, 1}, 0, 8, "it is a set"),
+        ({0: 1, 1: 0}, 0, 8, "it is a dict"),
+        (b"\0\1", 0, 8, "it is a bytes"),
+        (bytes(16), 0, 8, "it is a bytes"),
+        (bytearray(16), 0, 8, "it is a bytearray"),
+        (np.array(b"12345678"), 0, 8, "sequence of integers"),
+        ("01", 0, 8, "it is a str"),
+        (iter([0, 1]), 0, 8, "it is a list_iterator"),
+        (torch.zeros(2, dtype=torch.int64, device="meta"), 0, 8, "sequence of integers"),
+        ([0, 1], True, 4, "not a range"),
+        ([0, 1], "0", 4, "not a range"),
     ],
 )
 def test_block_tables(table: list[int], start: int, stop: int, why: str) -> None:
@@ -67,6 +83,12 @@ def test_only_the_touched_part_of_a_table_is_looked_at() -> None:
 @pytest.mark.parametrize("make", [list, tuple, np.array, torch.tensor, lambda t: np.array(t, np.int32)])
 def test_tables_of_many_kinds(make: object) -> None:
     assert list(pool().view(make([4, 0, 2]), 0, 12).table) == [4, 0, 2]  # type: ignore[operator]
+
+
+def test_positions_may_be_numpys() -> None:
+    view = pool().view(range(5), np.int64(3), np.int32(9))  # type: ignore[arg-type]
+    assert (type(view.start), type(view.stop)) == (int, int)
+    assert (view.start, view.stop) == (3, 9)
 
 
 def test_an_array_of_int64_is_not_copied() -> None:
@@ -131,8 +153,28 @@ def test_memory_elsewhere() -> None:
 
 def test_options() -> None:
     source, target = pool(fill=7).view([0], 0, 4), pool().view([0], 0, 4)
-    refused(source, target, "at least 1 thread", threads=0)
+    for threads in (0, -1, 1.5, "2", None, True):
+        refused(source, target, "whole number of threads, at least 1, not", threads=threads)
     refused(source, target, "isn't known", backend="cuda")
+    for leave in ("no", 1, None, np.bool_(True)):
+        refused(source, target, "allow_lossy is True or False, not", allow_lossy=leave)
+    make_plan(source, target, True)
+    with pytest.raises(LayoutError, match="allow_lossy is True or False, not 1"):
+        make_plan(source, target, 1)  # type: ignore[arg-type]
+    convert(source, target, threads=np.int64(2))  # type: ignore[arg-type]
+
+
+def test_what_is_no_view() -> None:
+    one = pool()
+    view = one.view([0], 0, 4)
+    expected = r"expected a View: pool.view\(table, start, stop\)"
+    for source, target, what in (
+        (one, one, "source is a Pool"),
+        (view, one, "target is a Pool"),
+        (None, None, "source is a NoneType"),
+    ):
+        with pytest.raises(LayoutError, match=f"the {what}, {expected}"):
+            convert(source, target)  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize("backend", ["native", "torch"])
@@ -182,7 +224,7 @@ def test_first_mistakes_are_named() -> None:
         pool([k, v], [apart]).view([0], 0.0, 4.0)  # type: ignore[arg-type]
     with pytest.raises(LayoutError, match="four whole numbers"):
         Extent(0.0, 1, 0, 1)  # type: ignore[arg-type]
-    with pytest.raises(LayoutError, match=r"not 2\.0 and 1"):
+    with pytest.raises(LayoutError, match=r"layers is a whole number from 1 to 65536, not 2\.0"):
         Geometry.kv(2.0, 1, 8, "float32")  # type: ignore[arg-type]
     with pytest.raises(LayoutError, match=r"not 8\.0"):
         Geometry.kv(2, 1, 8.0, "float32")  # type: ignore[arg-type]
