@@ -14,4 +14,4 @@ int32_t call_library(const kvl_plan& plan) {
     return code ? code : static_cast<int32_t>(verdict);
 }
 
-std::vector<int32_t> kernels_here() { return {KVL_PORTABLE, KVL_AVX2, KVL_AVX512, KVL_NEON}; }
+std::vector<int32_t> kernels_here() { return {}; }

@@ -5,7 +5,7 @@
 #include <cstdint>
 #include <vector>
 
-// Numbers that a plan may name, KVL_BEST apart: those of this CPU, or all where the library doesn't look at them.
+// Numbers that a plan may name, KVL_BEST apart: those of this CPU. None: the library doesn't look at them.
 std::vector<int32_t> kernels_here();
 
 #endif  // KVLINGUA_TESTS_KERNELS_HERE_H_
