@@ -53,8 +53,7 @@ const char* Oracle::find_refusal() {
     if (plan_.tokens == 0) return nullptr;  // nothing is reached
     const std::vector<int32_t> here = kernels_here();
     const bool known = plan_.kernels == KVL_BEST || std::find(here.begin(), here.end(), plan_.kernels) != here.end();
-    if (!here.empty() && !known)
-        return "kernels that this CPU lacks";
+    if (!here.empty() && !known) return "kernels that this CPU lacks";
     if (plan_.threads < 1 || !counts(plan_.tokens, 0) || !counts(plan_.heads, 1) || !counts(plan_.layers, 1) ||
         !counts(plan_.planes, 1))
         return "a count";
