@@ -244,7 +244,8 @@ void Case::spoil() {
         case 2:  // a block number
             if (view.entries > 0 && view.entries < kMost)
                 tables_[which][static_cast<size_t>(in_.range(0, view.entries - 1))] =
-                    in_.one_in(2) ? hostile() : in_.range(-2, view.blocks < 100 ? view.blocks + 1 : 0);
+                    in_.one_in(2) ? hostile()
+                                  : in_.range(-2, view.blocks < 0 || view.blocks > 99 ? 0 : view.blocks + 1);
             break;
         case 3: {
             int32_t* word = in_.pick(words);
