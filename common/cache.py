@@ -1,14 +1,16 @@
 """The one facade that every adapter uses."""
 
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 from kvlingua.common import loading, log, storing
 from kvlingua.common.config import Config
 from kvlingua.common.errors import LayoutError, StoreError
+from kvlingua.common.gate import Gate
 from kvlingua.common.hit import Hit, find
 from kvlingua.common.identity.chain import chain_digests
 from kvlingua.common.identity.namespace import Namespace
+from kvlingua.common.load_handle import LoadHandle
 from kvlingua.common.metrics import Counts, Stopwatch
 from kvlingua.common.nearest import nearest
 from kvlingua.common.running import EXIT_FLUSH_S, Running
@@ -18,7 +20,7 @@ from kvlingua.layouts.casts import check_leave, conversions
 from kvlingua.layouts.geometry import Extent
 from kvlingua.layouts.view import View, check_view
 
-__all__ = ["Hit", "KVCache", "StoreHandle"]
+__all__ = ["Hit", "KVCache", "LoadHandle", "StoreHandle"]
 
 
 class KVCache:
@@ -102,6 +104,22 @@ class KVCache:
         written any more. LoadError: an object is damaged (it is removed) or gone. StoreTimeout after `load_timeout_s`.
         StoreError, LayoutError.
         """
+        self._loader(hit, into, start, stop, allow_lossy)(Gate())
+
+    def submit_load(self, hit: Hit, into: View, start: int, stop: int, *, allow_lossy: bool = False) -> LoadHandle:
+        """Like `load`, but in a thread of the cache's, one after the other in the order they were submitted.
+
+        Each may take `load_timeout_s` from its turn on. What `load` raises is in the handle, but for LayoutError and
+        LoadError about the arguments, which are raised here.
+        """
+        handle = LoadHandle(self._loader(hit, into, start, stop, allow_lossy))
+        running = self._in_this_process()
+        running.handles.add(handle)
+        if self._closed or not running.submitted.submit("load", handle.run, handle.cancel):
+            handle.cancel()
+        return handle
+
+    def _loader(self, hit: Hit, into: View, start: int, stop: int, allow_lossy: bool) -> Callable[[Gate], None]:
         check_view("target", into)
         check_leave(allow_lossy)
         pool = into.pool
@@ -111,8 +129,14 @@ class KVCache:
                 f"{', '.join(shared)} would be written for whole blocks, whatever their other tokens were scaled by: "
                 "describe an engine's static scales with Layout.pool(scales=...)"
             )
-        with Stopwatch("load", self._scheme):
-            loading.load(self._in_this_process(), hit, into, start, stop, allow_lossy)
+        loading.check(hit, into, start, stop, allow_lossy)
+        running = self._in_this_process()
+
+        def load(gate: Gate) -> None:
+            with Stopwatch("load", self._scheme):
+                loading.load(running, hit, into, start, stop, allow_lossy, gate)
+
+        return load
 
     def store(
         self,
@@ -134,6 +158,47 @@ class KVCache:
         counted, and a store in trouble only shows in the handle. Raises LayoutError, IdentityError, and
         UnsupportedError for an extent that is no union of shards.
         """
+        handle = StoreHandle()
+        _, copy = self._copier(handle, namespace, tokens, source, start, stop, seed, extent, digests)
+        copy()
+        return handle
+
+    def submit_store(
+        self,
+        namespace: Namespace,
+        tokens: Sequence[int],
+        source: View,
+        start: int,
+        stop: int,
+        *,
+        seed: bytes = b"",
+        extent: Extent | None = None,
+        digests: Sequence[bytes] | None = None,
+    ) -> StoreHandle:
+        """Like `store`, but the store is asked, and the source copied, by a thread of the cache's.
+
+        The source must not change until `copied` is set, which `StoreHandle.cancel` hastens.
+        """
+        handle = StoreHandle()
+        chunks, copy = self._copier(handle, namespace, tokens, source, start, stop, seed, extent, digests)
+        if not chunks:
+            return handle.finish()
+        storing.submit(self._in_this_process(), handle, chunks, copy)
+        return handle
+
+    def _copier(
+        self,
+        handle: StoreHandle,
+        namespace: Namespace,
+        tokens: Sequence[int],
+        source: View,
+        start: int,
+        stop: int,
+        seed: bytes,
+        extent: Extent | None,
+        digests: Sequence[bytes] | None,
+    ) -> tuple[int, Callable[[], object]]:
+        """How many chunks are to be stored at most, and what copies and queues them."""
         check_view("source", source)
         if source.tokens != stop - start or start < 0:
             raise LayoutError(f"positions [{start}, {stop}) don't fit a view of {source.tokens} tokens")
@@ -142,14 +207,19 @@ class KVCache:
         if not source.pool.extent.contains(extent):
             raise LayoutError(f"the view holds {source.pool.extent}, {extent} should be stored")
         if self._config.role == "consumer":
-            return StoreHandle().finish()
+            return 0, handle.finish
         running = self._in_this_process()
         container = running.container(namespace, extent)
         if digests is None:
             digests = chain_digests(tokens, namespace.chunk_tokens, seed)
-        first, last = -(-start // namespace.chunk_tokens), min(stop // namespace.chunk_tokens, len(digests))
-        with Stopwatch("store", self._scheme):
-            return storing.store(running, container, tuple(digests), source, start, first, last)
+        chain = tuple(digests)
+        chunks = range(-(-start // namespace.chunk_tokens), min(stop // namespace.chunk_tokens, len(chain)))
+
+        def copy() -> None:
+            with Stopwatch("store", self._scheme):
+                storing.store(running, container, chain, source, start, chunks, handle)
+
+        return len(chunks), copy
 
     def nearest(self, namespace: Namespace) -> tuple[Namespace, list[str]] | None:
         """The stored namespace most like `namespace` but not equal to it, and the fields that differ; None if there
@@ -163,7 +233,7 @@ class KVCache:
     def flush(self, timeout: float) -> bool:
         """Wait until what was stored is visible to others; False if it isn't after `timeout` seconds."""
         running = self._running.get(os.getpid())
-        return running is None or running.queue.flush(timeout)
+        return running is None or running.flush(timeout)
 
     def close(self, timeout: float = EXIT_FLUSH_S) -> bool:
         """Write what is queued, for at most `timeout` seconds, and stop. False if something was given up."""

@@ -10,6 +10,7 @@
     │   ├── StoreTimeout          it didn't answer in time
     │   └── StoreFull             there is no room, and none could be made
     └── LoadError                 a load that was promised to the engine and didn't happen: recompute
+        └── LoadCancelled         because the engine gave it up
 
 Errors raised before a hit is promised to an engine become a miss; those raised after it must reach the engine as
 "recompute".
@@ -23,6 +24,7 @@ __all__ = [
     "IdentityError",
     "KVLinguaError",
     "LayoutError",
+    "LoadCancelled",
     "LoadError",
     "StoreError",
     "StoreFull",
@@ -71,3 +73,7 @@ class StoreFull(StoreError):
 
 class LoadError(KVLinguaError):
     """A load that was promised did not happen, at least not as a whole: the engine must compute all of those tokens."""
+
+
+class LoadCancelled(LoadError):
+    """The caller gave the load up while it waited or was under way."""

@@ -78,3 +78,15 @@ def capture(function: Callable[[], T]) -> Callable[[], T]:
 
         return fail
     return lambda: value
+
+
+def failure(function: Callable[[], object]) -> Exception | None:
+    """Run `function`; the exception it raised, or None. One of ours comes without the frames it passed, which hold what
+    they worked on, an engine's memory among it."""
+    try:
+        function()
+    except Exception as error:
+        if isinstance(error, KVLinguaError):
+            error.__cause__ = error.__context__ = error.__traceback__ = None
+        return error
+    return None

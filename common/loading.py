@@ -15,6 +15,7 @@ from kvlingua.common import bulk
 from kvlingua.common.container import Container
 from kvlingua.common.errors import LoadError, StoreTimeout
 from kvlingua.common.fetching import Trouble, Wanted, fetch, refuse
+from kvlingua.common.gate import Gate
 from kvlingua.common.hit import Hit
 from kvlingua.common.identity.extents import Cover
 from kvlingua.common.identity.namespace import Namespace
@@ -58,10 +59,20 @@ def fitting(running: Running, namespace: Namespace, covers: Sequence[Cover]) -> 
     return len(covers)
 
 
-def load(running: Running, hit: Hit, into: View, start: int, stop: int, allow_lossy: bool = False) -> None:
-    """Copy prompt positions [start, stop) into `into`, as `KVCache.load` says."""
-    _check(hit, into, start, stop)
+def check(hit: Hit, into: View, start: int, stop: int, allow_lossy: bool) -> None:
+    """Raise LayoutError or LoadError if `load` can't do this, whatever the store holds."""
+    if not 0 <= start <= stop <= hit.tokens:
+        raise LoadError(f"positions [{start}, {stop}) are not within the {hit.tokens} tokens of the hit")
+    if into.tokens != stop - start:
+        raise LayoutError(f"positions [{start}, {stop}) don't fit a view of {into.tokens} tokens")
+    if not hit.extent.contains(into.pool.extent):
+        raise LayoutError(f"the view wants {into.pool.extent}, the lookup was for {hit.extent}")
     conversions(hit.namespace.geometry, into.pool.geometry, into.pool.fixed, allow_lossy)
+
+
+def load(running: Running, hit: Hit, into: View, start: int, stop: int, allow_lossy: bool, gate: Gate) -> None:
+    """Copy prompt positions [start, stop), which `check` has passed, into `into`, as `KVCache.load` says; no more once
+    `gate` is closed."""
     if start == stop:
         return
     pieces = list(_pieces(running, hit, into, start, stop))
@@ -74,7 +85,7 @@ def load(running: Running, hit: Hit, into: View, start: int, stop: int, allow_lo
         # Released even if the read is stuck and may still write: all that fill this memory do it in that same thread,
         # after the stuck one has returned, and nobody else reads it meanwhile.
         try:
-            way = _Load(running, pieces, memoryview(memory), allow_lossy, time.monotonic() - began)
+            way = _Load(running, pieces, memoryview(memory), allow_lossy, gate, time.monotonic() - began)
             if files is None:
                 way.by_way_of_memory()
             else:
@@ -87,15 +98,6 @@ def load(running: Running, hit: Hit, into: View, start: int, stop: int, allow_lo
     running.counts.loaded(stop - start, nbytes)
     chain = list(hit.keys(0, -(-stop // hit.namespace.chunk_tokens)))
     running.queue.submit("touch", lambda: running.store.touch_chain(chain))
-
-
-def _check(hit: Hit, into: View, start: int, stop: int) -> None:
-    if not 0 <= start <= stop <= hit.tokens:
-        raise LoadError(f"positions [{start}, {stop}) are not within the {hit.tokens} tokens of the hit")
-    if into.tokens != stop - start:
-        raise LayoutError(f"positions [{start}, {stop}) don't fit a view of {into.tokens} tokens")
-    if not hit.extent.contains(into.pool.extent):
-        raise LayoutError(f"the view wants {into.pool.extent}, the lookup was for {hit.extent}")
 
 
 def _pieces(running: Running, hit: Hit, into: View, start: int, stop: int) -> Iterator[_Piece]:
@@ -137,22 +139,23 @@ def _memory(running: Running, pieces: Sequence[_Piece], *, staged: bool) -> mmap
 
 @dataclass(frozen=True, slots=True)
 class _Load:
-    """One load, with memory for it. waited_s: how much of its time is over."""
+    """One load, with memory for it. gate: what it writes goes through it. waited_s: how much of its time is over."""
 
     running: Running
     pieces: Sequence[_Piece]
     memory: memoryview
     allow_lossy: bool
+    gate: Gate
     waited_s: float
 
     def directly(self, files: Files) -> None:
         """Each object on its own, read, verified and converted by the worker thread; no more once this has returned."""
-        gate = bulk.Gate()
-        batches = [self._batch(piece) for piece in self.pieces]
+        batches, native = [self._batch(piece) for piece in self.pieces], self.gate.native()
         try:
-            self._in_worker(lambda: self._pass_through(files, batches, gate))
+            self._in_worker(lambda: self._pass_through(files, batches, native))
+            self.gate.check()
         finally:
-            gate.close()  # a worker that is stuck may go on when we and the engine are far away
+            self.gate.close()  # a worker that is stuck may go on when we and the engine are far away
 
     def by_way_of_memory(self) -> None:
         """All objects into memory by the worker thread, then into the target."""
@@ -163,7 +166,8 @@ class _Load:
         self._in_worker(lambda: self._fetch_all(slots))
         for piece, room in zip(self.pieces, slots, strict=True):
             source = room.view(piece.start, piece.stop)
-            convert(source, piece.target, threads=self.running.config.threads, allow_lossy=self.allow_lossy)
+            with self.gate.writing():
+                convert(source, piece.target, threads=self.running.config.threads, allow_lossy=self.allow_lossy)
 
     @property
     def _threads(self) -> int:

@@ -3,16 +3,19 @@
 import atexit
 import os
 import threading
+import time
+from weakref import WeakSet
 
 from kvlingua.common import bulk
 from kvlingua.common.config import Config
 from kvlingua.common.container import Container
 from kvlingua.common.deadline import DeadlineWorker
 from kvlingua.common.identity.namespace import Namespace
+from kvlingua.common.job_queue import JobQueue
+from kvlingua.common.load_handle import LoadHandle
 from kvlingua.common.metrics import Counts, MetricsFile
 from kvlingua.common.scratch import ScratchPool
 from kvlingua.common.stores.store import Files, open_store
-from kvlingua.common.write_queue import WriteQueue
 from kvlingua.layouts.geometry import Extent
 
 EXIT_FLUSH_S = 3.0  # how long a process that ends waits for what it still has to write
@@ -31,7 +34,10 @@ class Running:
         stuck: dict[str, str] = {}
         self.lookups = DeadlineWorker("kvlingua-lookup", stuck)  # short calls, never behind a long one
         self.loads = DeadlineWorker("kvlingua-load", stuck)
-        self.queue = WriteQueue("kvlingua-write")
+        self.queue = JobQueue("kvlingua-write")
+        self.copies = JobQueue("kvlingua-copy")
+        self.submitted = JobQueue("kvlingua-submitted")  # loads that nobody waits for
+        self.handles: WeakSet[LoadHandle] = WeakSet()  # of those loads
         self.load_memory = ScratchPool(config.queue_bytes)
         self.store_memory = ScratchPool(config.queue_bytes)
         self.load_lock = threading.Lock()  # one load at a time fills the memory there is
@@ -63,12 +69,22 @@ class Running:
             found = self._containers[key] = Container(namespace, extent)
         return found
 
+    def flush(self, timeout: float) -> bool:
+        """Wait until all that was stored is written; False if it isn't after `timeout` seconds."""
+        deadline = time.monotonic() + timeout
+        return self.copies.flush(timeout) and self.queue.flush(max(0.0, deadline - time.monotonic()))
+
     def close(self, timeout: float) -> bool:
         """Write what is queued, for at most `timeout` seconds, then let go of everything. True if all was written."""
         if os.getpid() != self.pid:  # registered by the parent of a forked child
             return True
         atexit.unregister(self.close)
-        done = self.queue.close(timeout)
+        deadline = time.monotonic() + timeout
+        for handle in list(self.handles):
+            handle.cancel()
+        self.submitted.close(_END_S)
+        copied = self.copies.close(timeout)
+        done = self.queue.close(max(0.0, deadline - time.monotonic())) and copied
         self.lookups.close(_END_S)
         self.loads.close(_END_S)
         if done and not self.loads.hanging:  # otherwise a stuck call still uses the store

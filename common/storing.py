@@ -3,7 +3,7 @@
 import logging
 import mmap
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 
@@ -34,6 +34,8 @@ class StoreHandle:
     error: BaseException | None = None
     copied: threading.Event = field(default_factory=threading.Event)
     committed: threading.Event = field(default_factory=threading.Event)
+    _begun: bool = False
+    _lock: threading.Lock = field(default_factory=threading.Lock, repr=False)
 
     def finish(self) -> "StoreHandle":
         """Nothing (more) is to be done."""
@@ -41,12 +43,54 @@ class StoreHandle:
         self.committed.set()
         return self
 
+    def begin(self) -> bool:
+        """Whether the source may still be copied from; after that it can't be cancelled."""
+        with self._lock:
+            self._begun = not self.copied.is_set()
+            return self._begun
+
+    def cancel(self) -> None:
+        """If the source isn't being copied from yet, it won't be. If it is, `copied` follows soon."""
+        with self._lock:
+            if not self._begun:
+                self.finish()
+
+
+def submit(running: Running, handle: StoreHandle, chunks: int, copy: Callable[[], object]) -> None:
+    """Do `copy`, which stores `chunks` chunks at most, in the thread that copies."""
+
+    def job() -> None:
+        if not handle.begin():
+            return
+        try:
+            copy()
+        except BaseException as error:
+            _drop(running, handle, reason_of(error), chunks)
+            handle.error = error
+            handle.finish()
+            raise
+
+    def given_up() -> None:
+        _drop(running, handle, "closed", chunks)
+        handle.error = StoreError("the cache was closed before these chunks were copied")
+        handle.finish()
+
+    if not running.copies.submit("store", job, given_up):
+        _drop(running, handle, "queue_full", chunks)
+        handle.finish()
+
 
 def store(
-    running: Running, container: Container, digests: Sequence[bytes], source: View, start: int, first: int, last: int
-) -> StoreHandle:
-    """Queue chunks [first, last) of a prompt that aren't stored yet. `source` holds the prompt from `start` on."""
-    handle = StoreHandle()
+    running: Running,
+    container: Container,
+    digests: Sequence[bytes],
+    source: View,
+    start: int,
+    chunks: range,
+    handle: StoreHandle,
+) -> None:
+    """Queue those of `chunks` of a prompt that aren't stored yet. `source` holds the prompt from `start` on."""
+    first, last = chunks.start, chunks.stop
     missing = _missing(running, container, digests, first, last, handle)
     room = running.store_memory.available() // slot_bytes(container)
     taken = missing[:room]
@@ -58,7 +102,8 @@ def store(
         message = f"{handle.dropped} chunks are not stored: writing is slower than storing; raise queue_bytes"
         log.once("queue full", logging.WARNING, message, every_s=REPEAT_S)
     if memory is None:
-        return handle.finish()
+        handle.finish()
+        return
     job = _Write(running, container, digests, taken, last, memory, handle)
     with ExitStack() as undo:
         undo.callback(job.discard)
@@ -68,7 +113,6 @@ def store(
     handle.copied.set()
     if not running.queue.submit("store", job, job.given_up):
         job.refused()
-    return handle
 
 
 class _Write:

@@ -49,3 +49,9 @@ def url(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.Monk
     if request.param == "file, one by one":
         monkeypatch.setattr(bulk, "available", lambda: False)
     return "memory://" if request.param == "memory" else f"file://{tmp_path}/store"
+
+
+@pytest.fixture
+def one_by_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Files are read one by one in Python, as without the native library."""
+    monkeypatch.setattr(bulk, "available", lambda: False)

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from kvlingua.common import bulk, log
+from kvlingua.common import log
 from kvlingua.common.cache import KVCache
 from kvlingua.common.config import Config
 from kvlingua.common.errors import LoadError, StoreError, StoreFull, StoreTimeout
@@ -28,12 +28,6 @@ TOKENS = list(range(96))
 def nothing_said_yet(monkeypatch: pytest.MonkeyPatch) -> None:
     """What was logged once, in another test, may be logged again."""
     monkeypatch.setattr(log, "_seen", {})
-
-
-@pytest.fixture
-def one_by_one(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Without the native library; test_hanging.py has its way of getting stuck."""
-    monkeypatch.setattr(bulk, "available", lambda: False)
 
 
 @pytest.fixture

@@ -13,9 +13,9 @@ from hypothesis import strategies as st
 
 from kvlingua.common.deadline import DeadlineWorker
 from kvlingua.common.errors import StoreError, StoreTimeout
+from kvlingua.common.job_queue import JobQueue
 from kvlingua.common.metrics import MetricsFile
 from kvlingua.common.scratch import ScratchPool
-from kvlingua.common.write_queue import WriteQueue
 
 
 def fail(error: Exception) -> None:
@@ -94,7 +94,7 @@ def test_while_one_worker_is_stuck_its_fellow_asks_nothing() -> None:
 
 
 def test_jobs_are_done_in_order_and_errors_stop_none() -> None:
-    queue, done = WriteQueue("test"), []
+    queue, done = JobQueue("test"), []
     for number in range(50):
         assert queue.submit("store", lambda number=number: done.append(number))  # type: ignore[misc]
         assert queue.submit("store", lambda: fail(ZeroDivisionError()))
@@ -105,7 +105,7 @@ def test_jobs_are_done_in_order_and_errors_stop_none() -> None:
 
 
 def test_what_is_given_up_is_told() -> None:
-    queue, release, told = WriteQueue("test"), threading.Event(), []
+    queue, release, told = JobQueue("test"), threading.Event(), []
     queue.submit("store", lambda: release.wait(30) and None, lambda: told.append("the one that runs"))
     for number in range(3):
         queue.submit("store", lambda: fail(AssertionError("given up")), lambda number=number: told.append(number))  # type: ignore[misc]
@@ -120,7 +120,7 @@ def test_threads_that_could_not_start_are_started_later(monkeypatch: pytest.Monk
     def no_thread(thread: threading.Thread) -> None:
         raise RuntimeError("can't start new thread")
 
-    worker, queue, file = DeadlineWorker("test", {}), WriteQueue("test"), MetricsFile(Path("/nowhere"))
+    worker, queue, file = DeadlineWorker("test", {}), JobQueue("test"), MetricsFile(Path("/nowhere"))
     with monkeypatch.context() as few:
         few.setattr(threading.Thread, "start", no_thread)
         for call in (
@@ -144,7 +144,7 @@ class Held:
 
 
 def test_nothing_of_a_call_is_kept_behind_it() -> None:
-    worker, queue, held = DeadlineWorker("test", {}), WriteQueue("test"), Held()
+    worker, queue, held = DeadlineWorker("test", {}), JobQueue("test"), Held()
     gone = weakref.ref(held)
     assert worker.call("name", lambda held=held: type(held).__name__, 10) == "Held"  # type: ignore[misc]
     with suppress(ZeroDivisionError):
@@ -165,7 +165,7 @@ def test_nothing_of_a_call_is_kept_behind_it() -> None:
 
 
 def test_a_thread_may_close_what_it_works_for() -> None:
-    worker, queue = DeadlineWorker("test", {}), WriteQueue("test")
+    worker, queue = DeadlineWorker("test", {}), JobQueue("test")
     worker.call("close", lambda: worker.close(10), 10)
     with pytest.raises(StoreError, match="closed"):
         worker.call("sum", lambda: 1, 10)
@@ -177,7 +177,7 @@ def test_a_thread_may_close_what_it_works_for() -> None:
 def test_threads_have_ended_when_close_returns() -> None:
     before = set(threading.enumerate())
     for _ in range(50):
-        worker, queue = DeadlineWorker("test", {}), WriteQueue("test")
+        worker, queue = DeadlineWorker("test", {}), JobQueue("test")
         worker.call("sum", lambda: 1, 10)
         queue.submit("store", lambda: None)
         worker.close(10)
@@ -196,7 +196,7 @@ def test_close_waits_for_no_stuck_thread() -> None:
 
 
 def test_flush_and_close_wait_no_longer_than_told() -> None:
-    queue, release = WriteQueue("test"), threading.Event()
+    queue, release = JobQueue("test"), threading.Event()
     queue.submit("store", lambda: release.wait(30) and None)
     queue.submit("store", lambda: fail(AssertionError("given up")))
     began = time.monotonic()
@@ -208,7 +208,7 @@ def test_flush_and_close_wait_no_longer_than_told() -> None:
 
 
 def test_jobs_without_memory_are_bounded_by_number() -> None:
-    queue, release = WriteQueue("test"), threading.Event()
+    queue, release = JobQueue("test"), threading.Event()
     queue.submit("store", lambda: release.wait(30) and None)
     taken = sum(queue.submit("touch", lambda: None) for _ in range(10_000))
     assert 1000 < taken < 10_000

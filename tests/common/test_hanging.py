@@ -50,6 +50,26 @@ def test_lookups_and_loads_end_at_their_deadlines(tmp_path: Path) -> None:
         assert cache.close(30)
 
 
+def test_a_submitted_load_is_given_up_while_its_file_hangs(tmp_path: Path) -> None:
+    with hanging_folder(tmp_path) as folder:
+        config = Config(url=f"file://{folder.path}/store", lookup_timeout_s=30, load_timeout_s=60)
+        fill(config.url)
+        cache = KVCache.open(config)
+        hit, targets = cache.lookup(namespace(), TOKENS), [Cache(namespace(), 96) for _ in range(3)]
+        folder.freeze()
+        handles = [cache.submit_load(hit, target.view(), 0, 96) for target in targets]
+        time.sleep(0.2)
+        for handle in handles[:2]:  # one that hangs, one behind it
+            assert not handle.done()
+            handle.cancel()
+            assert handle.done()
+        folder.thaw()
+        assert handles[2].wait(30)
+        assert handles[2].error is None
+        assert [target.untouched() for target in targets] == [True, True, False]
+        assert cache.close(30)
+
+
 def test_stores_are_dropped_and_never_waited_for(tmp_path: Path) -> None:
     with hanging_folder(tmp_path) as folder:
         cache = KVCache.open(Config(url=f"file://{folder.path}/store", lookup_timeout_s=0.2))

@@ -1,5 +1,4 @@
-"""The one thread that writes to a store. What waits for it is bounded by memory (`ScratchPool`), and is never waited
-for."""
+"""Work that a caller leaves to a thread: copying out of an engine, writing to a store, loading. Nobody waits for it."""
 
 import threading
 import time
@@ -9,10 +8,10 @@ from collections.abc import Callable
 from kvlingua.common.guard import Guard
 
 _END_S = 1.0  # how long a thread that has nothing left to do may take to end
-_JOBS = 4096  # jobs that hold no scratch memory are bounded by their number
+_JOBS = 4096  # what waits to be written is also bounded by memory (`ScratchPool`)
 
 
-class WriteQueue:
+class JobQueue:
     """Jobs, done one after the other in a daemon thread that starts with the first. Belongs to the process that made
     it."""
 
