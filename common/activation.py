@@ -13,6 +13,7 @@ from pathlib import Path
 
 from kvlingua.common import log
 from kvlingua.common.cache import KVCache
+from kvlingua.common.cpu_clock import ClockedThread
 from kvlingua.common.guard import Guard
 from kvlingua.common.identity.fingerprint import FingerprintTask
 from kvlingua.common.identity.model import ModelDescription
@@ -53,7 +54,7 @@ class Activation:
 
         layout, page: how the engine's KV lies, for the line.
         """
-        threading.Thread(target=self._run, args=(layout, page), name="kvlingua-start", daemon=True).start()
+        ClockedThread(lambda: self._run(layout, page), "kvlingua-start").start()
 
     def off(self, reason: str, message: str) -> None:
         """No cache from here on until the engine is restarted. Said and counted the first time."""

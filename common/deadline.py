@@ -10,6 +10,7 @@ from collections import deque
 from collections.abc import Callable
 from typing import Any, Generic, TypeVar
 
+from kvlingua.common.cpu_clock import ClockedThread
 from kvlingua.common.errors import StoreError, StoreTimeout
 from kvlingua.common.guard import capture
 
@@ -57,7 +58,7 @@ class DeadlineWorker:
             if self._closed:
                 raise StoreError(f"no {what}: the cache is closed")
             if self._thread is None:
-                thread = threading.Thread(target=self._run, name=self._name, daemon=True)
+                thread = ClockedThread(self._run, self._name)
                 thread.start()  # may fail; then the next call tries again
                 self._thread = thread
             self._jobs.append(job)

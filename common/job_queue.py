@@ -5,6 +5,7 @@ import time
 from collections import deque
 from collections.abc import Callable
 
+from kvlingua.common.cpu_clock import ClockedThread
 from kvlingua.common.guard import Guard
 
 _END_S = 1.0  # how long a thread that has nothing left to do may take to end
@@ -33,7 +34,7 @@ class JobQueue:
             if self._closed or len(self._jobs) >= _JOBS:
                 return False
             if self._thread is None:
-                thread = threading.Thread(target=self._run, name=self._name, daemon=True)
+                thread = ClockedThread(self._run, self._name)
                 thread.start()  # may fail; then the next call tries again
                 self._thread = thread
             self._jobs.append((what, job, given_up))

@@ -8,12 +8,16 @@ import logging
 import os
 import threading
 import time
+from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
 
 from prometheus_client import CollectorRegistry, Counter, Histogram, generate_latest
+from prometheus_client.core import CounterMetricFamily
+from prometheus_client.registry import Collector
 
 from kvlingua.common import log
+from kvlingua.common.cpu_clock import ClockedThread, cpu_seconds
 
 REGISTRY = CollectorRegistry()
 
@@ -33,6 +37,16 @@ SECONDS = Histogram(
     buckets=(0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30),
 )
 
+
+class _CpuSeconds(Collector):
+    def collect(self) -> Iterator[CounterMetricFamily]:
+        metric = CounterMetricFamily("kvlingua_cpu_seconds", "CPU seconds of kvlingua, by place", labels=["place"])
+        for place, seconds in cpu_seconds().items():
+            metric.add_metric([place], seconds)
+        yield metric
+
+
+REGISTRY.register(_CpuSeconds())
 
 _SUMS = (
     "lookups",
@@ -127,7 +141,7 @@ class MetricsFile:
         if self._thread is None:
             with self._lock:
                 if self._thread is None:
-                    thread = threading.Thread(target=self._run, name="kvlingua-metrics", daemon=True)
+                    thread = ClockedThread(self._run, "kvlingua-metrics")
                     thread.start()
                     self._thread = thread  # only now: `close` in another thread joins it
 

@@ -12,6 +12,7 @@ from kvlingua.adapters.sglang.memo import Memo
 from kvlingua.adapters.sglang.views import blocks_of
 from kvlingua.common.activation import Activation
 from kvlingua.common.cache import KVCache
+from kvlingua.common.cpu_clock import clock_methods
 from kvlingua.common.errors import LoadError, UnsupportedError
 from kvlingua.common.guard import Guard
 from kvlingua.common.identity.model import ModelDescription
@@ -19,6 +20,7 @@ from kvlingua.common.prefix import reusable_tokens
 from kvlingua.layouts.view import Pool
 
 
+@clock_methods
 class Link:
     """`pool`: SGLang's live KV, in blocks of its page.
 

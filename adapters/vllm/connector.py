@@ -24,6 +24,7 @@ from kvlingua.common import log
 from kvlingua.common.activation import Activation, say_off
 from kvlingua.common.cache import KVCache
 from kvlingua.common.config import Config
+from kvlingua.common.cpu_clock import clock_methods
 from kvlingua.common.errors import KVLinguaError
 from kvlingua.common.guard import Guard, reason_of
 
@@ -32,6 +33,7 @@ NO_ORDERS = StepOrders()
 UNEXPECTED = "start", "an unexpected error at start, see the line before"
 
 
+@clock_methods
 class KVLinguaConnector(KVConnectorBase_V1, SupportsHMA):
     """Where the engine's KV can't be proved to be understood it does nothing, and the engine runs as without it.
 

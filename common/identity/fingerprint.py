@@ -17,6 +17,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from kvlingua.common.config import Config
+from kvlingua.common.cpu_clock import ClockedThread
 from kvlingua.common.errors import KVLinguaError, StoreTimeout, UnsupportedError
 from kvlingua.common.file_lock import locked
 from kvlingua.common.identity import canonical_json
@@ -85,7 +86,7 @@ class FingerprintTask:
                 self._process = os.getpid()
                 if not self._done.is_set():
                     self._done = threading.Event()
-                    threading.Thread(target=self._run, name="kvlingua-fingerprint", daemon=True).start()
+                    ClockedThread(self._run, "kvlingua-fingerprint").start()
         self._done.wait(timeout)
         return self._result
 
