@@ -9,6 +9,7 @@ import subprocess
 import threading
 import time
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import asdict
 from pathlib import Path
 from types import TracebackType
@@ -17,6 +18,7 @@ from urllib.parse import urlsplit
 
 from engines.drivers.protocol import Ask, Launch, Ready, Reply
 from engines.drivers.samples import total
+from engines.drivers.session import session_cpu_seconds
 from engines.launch import environment, python_of
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -37,7 +39,8 @@ class Driver:
     line that says that kvlingua is on, or off (`switched_on`, `namespace`): before it there are no hits.
 
     `url`: the store (KVLINGUA_URL). `settings`: further environment variables. `log`: the file that takes the
-    engine's output; kvlingua's metrics go to a folder beside it. Remaining keyword arguments are those of `Launch`.
+    engine's output; kvlingua's metrics go to a folder beside it. `python`: another one than that of the engine's own
+    environment. Remaining keyword arguments are those of `Launch`.
     """
 
     def __init__(
@@ -49,12 +52,14 @@ class Driver:
         log: Path,
         url: str | None = None,
         settings: Mapping[str, str] | None = None,
+        python: Path | None = None,
         **launch: Any,
     ) -> None:
         self.name = engine
         self.launch = Launch(str(model), **launch)
         self.log = log
         self.url = url
+        self._python = python
         self.metrics_dir = log.with_suffix(".metrics")
         self.metrics_dir.mkdir(parents=True, exist_ok=True)
         self._settings = {
@@ -72,7 +77,12 @@ class Driver:
         variables["PYTHONPATH"] = os.pathsep.join([variables["PYTHONPATH"], str(ROOT)])
         with self.log.open("ab") as log:
             self._process = subprocess.Popen(
-                [str(python_of(self.name)), "-m", f"engines.drivers.{self.name}", json.dumps(asdict(self.launch))],
+                [
+                    str(self._python or python_of(self.name)),
+                    "-m",
+                    f"engines.drivers.{self.name}",
+                    json.dumps(asdict(self.launch)),
+                ],
                 stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE,
                 stderr=log,
@@ -117,6 +127,18 @@ class Driver:
         """End the engine in good order and wait for it."""
         self._command({"command": "exit"}, EXIT_SECONDS)
         self._process.wait(EXIT_SECONDS)
+
+    def pause(self) -> None:
+        """Stop all its processes where they are: an idle engine may still poll."""
+        os.killpg(self._process.pid, signal.SIGSTOP)
+
+    def resume(self) -> None:
+        """Let them go on."""
+        os.killpg(self._process.pid, signal.SIGCONT)
+
+    def cpu_seconds(self) -> float:
+        """CPU time of all its processes so far, of those that have ended as well."""
+        return session_cpu_seconds(self._process.pid)
 
     def log_text(self) -> str:
         return self.log.read_text(errors="replace")
@@ -183,6 +205,8 @@ class Driver:
 
     def _kill(self) -> None:
         """End the whole session: engines start processes of their own."""
+        with suppress(ProcessLookupError):
+            self.resume()
         for number in (signal.SIGTERM, signal.SIGKILL):
             try:
                 os.killpg(self._process.pid, number)
