@@ -2,11 +2,13 @@
 
 import os
 from collections.abc import Callable, Sequence
+from concurrent.futures import Future
 
 from kvlingua.common import loading, log, storing
 from kvlingua.common.config import Config
 from kvlingua.common.errors import LayoutError, StoreError
 from kvlingua.common.gate import Gate
+from kvlingua.common.guard import capture
 from kvlingua.common.hit import Hit, find
 from kvlingua.common.identity.chain import chain_digests
 from kvlingua.common.identity.namespace import Namespace
@@ -92,6 +94,29 @@ class KVCache:
         covers = covers[: loading.fitting(running, namespace, covers)]
         running.counts.lookup(hit=bool(covers))
         return Hit(namespace, extent, chain[: len(covers)], len(covers) * namespace.chunk_tokens, covers)
+
+    def submit_lookup(
+        self,
+        namespace: Namespace,
+        tokens: Sequence[int],
+        *,
+        seed: bytes = b"",
+        extent: Extent | None = None,
+        digests: Sequence[bytes] | None = None,
+    ) -> Future[Callable[[], Hit]]:
+        """Like `lookup`, in a thread of the cache's. The result is a function that gives the hit, or raises what
+        `lookup` raises. Known after `lookup_timeout_s`, and some time for those asked before."""
+        found: Future[Callable[[], Hit]] = Future()
+
+        def job() -> None:
+            found.set_result(capture(lambda: self.lookup(namespace, tokens, seed=seed, extent=extent, digests=digests)))
+
+        def given_up() -> None:
+            found.set_result(capture(self._refuse_closed))
+
+        if not self._in_this_process().asked.submit("lookup", job, given_up):
+            given_up()
+        return found
 
     def load(self, hit: Hit, into: View, start: int, stop: int, *, allow_lossy: bool = False) -> None:
         """Copy prompt positions [start, stop) of a hit to the view's tokens, which are as many. They may lie inside
@@ -246,6 +271,9 @@ class KVCache:
 
     def __exit__(self, *exc: object) -> None:
         self.close()
+
+    def _refuse_closed(self) -> Hit:
+        raise StoreError("the cache is closed, or too many lookups wait")
 
     def _in_this_process(self) -> Running:
         if self._closed:

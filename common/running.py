@@ -36,7 +36,8 @@ class Running:
         self.loads = DeadlineWorker("kvlingua-load", stuck)
         self.queue = JobQueue("kvlingua-write")
         self.copies = JobQueue("kvlingua-copy")
-        self.submitted = JobQueue("kvlingua-submitted")  # loads that nobody waits for
+        self.asked = JobQueue("kvlingua-asked")  # lookups that nobody waits for
+        self.submitted = JobQueue("kvlingua-submitted")  # loads, likewise
         self.handles: WeakSet[LoadHandle] = WeakSet()  # of those loads
         self.load_memory = ScratchPool(config.queue_bytes)
         self.store_memory = ScratchPool(config.queue_bytes)
@@ -82,6 +83,7 @@ class Running:
         deadline = time.monotonic() + timeout
         for handle in list(self.handles):
             handle.cancel()
+        self.asked.close(_END_S)
         self.submitted.close(_END_S)
         copied = self.copies.close(timeout)
         done = self.queue.close(max(0.0, deadline - time.monotonic())) and copied

@@ -60,7 +60,7 @@ def submit(running: Running, handle: StoreHandle, chunks: int, copy: Callable[[]
     """Do `copy`, which stores `chunks` chunks at most, in the thread that copies."""
 
     def job() -> None:
-        if not handle.begin():
+        if handle.copied.is_set():  # cancelled
             return
         try:
             copy()
@@ -107,6 +107,8 @@ def store(
     job = _Write(running, container, digests, taken, last, memory, handle)
     with ExitStack() as undo:
         undo.callback(job.discard)
+        if not handle.begin():
+            return
         _gather(running, job, source, start)
         undo.pop_all()
     handle.stored = len(taken)

@@ -12,7 +12,7 @@ import pytest
 from kvlingua.common import storing
 from kvlingua.common.cache import KVCache
 from kvlingua.common.config import Config
-from kvlingua.common.errors import LayoutError, LoadCancelled, LoadError, StoreError, StoreTimeout
+from kvlingua.common.errors import IdentityError, LayoutError, LoadCancelled, LoadError, StoreError, StoreTimeout
 from kvlingua.common.stores.store import Read
 from tests import spoil
 from tests.common.kv import Cache, namespace
@@ -81,6 +81,28 @@ def test_submitted_loads_give_what_was_stored(url: str) -> None:
             assert target.same_tokens(Cache(namespace(), 96, seed=1), 5, 90)
             assert target.untouched(90)
         assert cache.stats["tokens_reused"] == 20 * 85
+
+
+def test_submitted_lookups_give_what_lookups_give(root: Path) -> None:
+    cache = KVCache.open(Config(url=f"file://{root}", lookup_timeout_s=0.5))
+    asked = [cache.submit_lookup(namespace(), TOKENS[:count]) for count in range(0, 97, 12)]
+    for count, found in zip(range(0, 97, 12), asked, strict=True):
+        assert found.result(10)() == cache.lookup(namespace(), TOKENS[:count])
+    with pytest.raises(IdentityError):
+        cache.submit_lookup(namespace(), [-1] * 16).result(10)()
+    release, store = threading.Event(), cache._in_this_process().store
+    exists = store.exists_many
+    store.exists_many = lambda keys: (release.wait(30), exists(keys))[1]  # type: ignore[method-assign]
+    began = time.monotonic()
+    asked = [cache.submit_lookup(namespace(), TOKENS) for _ in range(50)]
+    assert time.monotonic() - began < 5
+    for found in asked:
+        with pytest.raises(StoreTimeout):
+            found.result(20)()
+    release.set()
+    cache.close()
+    with pytest.raises(StoreError, match="closed"):
+        cache.submit_lookup(namespace(), TOKENS)
 
 
 def test_a_damaged_object_is_in_the_handle_and_is_removed(cache: KVCache, root: Path) -> None:
