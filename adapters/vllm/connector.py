@@ -68,7 +68,7 @@ class KVLinguaConnector(KVConnectorBase_V1, SupportsHMA):
         return None
 
     def _open(self, config: Config, role: KVConnectorRole) -> None:
-        description = describe(self._vllm_config, self._kv_cache_config, vllm.__version__)
+        description = describe(self._vllm_config, self._kv_cache_config, vllm.__version__, config.layers_per_shard)
         page = self._vllm_config.cache_config.block_size
         self._cache = acquire(config)
         if role == KVConnectorRole.WORKER:
@@ -98,16 +98,17 @@ class KVLinguaConnector(KVConnectorBase_V1, SupportsHMA):
 
     def set_xfer_handshake_metadata(self, metadata: dict[int, Any]) -> None:
         """What each worker's `get_handshake_metadata` gave, by rank."""
-        ready = metadata.get(0)
         switch = self._switch
-        if switch is None or not isinstance(ready, WorkerReady):
+        if switch is None:
             return
-        if not self._guard.run("start", False, switch.worker_ready, ready):
+        ranks = [metadata.get(rank) for rank in range(self._vllm_config.parallel_config.tensor_parallel_size)]
+        if not self._guard.run("start", False, switch.workers_ready, ranks):
             switch.off(*UNEXPECTED)
 
     def get_num_new_matched_tokens(self, request: Any, num_computed_tokens: int) -> tuple[int | None, bool]:
+        """None: the store hasn't answered yet."""
         tokens = self._scheduler.matched(request, num_computed_tokens) if self._scheduler else 0
-        return tokens, tokens > 0
+        return tokens, bool(tokens)
 
     def update_state_after_alloc(self, request: Any, blocks: Any, num_external_tokens: int) -> None:
         if self._scheduler is not None:
@@ -122,9 +123,8 @@ class KVLinguaConnector(KVConnectorBase_V1, SupportsHMA):
             self._scheduler.result(result)
 
     def request_finished(self, request: Any, block_ids: list[int]) -> tuple[bool, dict[str, Any] | None]:
-        if self._scheduler is not None:
-            self._scheduler.finished(request.request_id)
-        return False, None
+        copying = self._scheduler is not None and self._scheduler.finished(request.request_id)
+        return copying, None
 
     def request_finished_all_groups(
         self, request: Any, block_ids: tuple[list[int], ...]
@@ -148,7 +148,8 @@ class KVLinguaConnector(KVConnectorBase_V1, SupportsHMA):
         try:
             check_model_class(get_model_cls(self._vllm_config.model_config))
             layers = get_layers_from_vllm_config(self._vllm_config, AttentionLayerBase)
-            return WorkerReady(self._worker.register(kv_caches, layers))
+            parallel = self._vllm_config.parallel_config  # of this worker; tensor parallelism is the only one there is
+            return WorkerReady(self._worker.register(kv_caches, layers, parallel.rank, parallel.tensor_parallel_size))
         except KVLinguaError as error:
             return WorkerReady(None, (reason_of(error), str(error)))
 
@@ -156,14 +157,18 @@ class KVLinguaConnector(KVConnectorBase_V1, SupportsHMA):
         """Handed over also if this side refuses: the other one says so."""
         return self._ready
 
+    def handle_preemptions(self, kv_connector_metadata: Any) -> None:
+        """Called in every step, before anything is written."""
+        if self._worker is not None:
+            self._worker.make_room(kv_connector_metadata)
+
     def bind_connector_metadata(self, connector_metadata: Any) -> None:
         super().bind_connector_metadata(connector_metadata)
         if self._worker is not None:
-            self._worker.begin()
+            self._worker.begin(connector_metadata)
 
     def start_load_kv(self, forward_context: Any, **kwargs: Any) -> None:
-        if self._worker is not None:
-            self._worker.load(self._get_connector_metadata())
+        """Loads are begun when a step is: vLLM calls this behind the forward, which they needn't wait for."""
 
     def wait_for_layer_load(self, layer_name: str) -> None:
         """Loads are over before the requests they are for run."""
@@ -179,9 +184,9 @@ class KVLinguaConnector(KVConnectorBase_V1, SupportsHMA):
             self._worker.store(self._get_connector_metadata())
 
     def get_transfer_results(self, finished_req_ids: set[str]) -> KVConnectorTransferResults:
-        """What failed is computed by vLLM."""
-        received, failed = self._worker.received() if self._worker else (set(), set())
-        return KVConnectorTransferResults(finished_recving=received, failed_recving=failed)
+        """What is over: copies out of blocks of requests that have ended, loads; what failed is computed by vLLM."""
+        sent, received, failed = self._worker.over(finished_req_ids) if self._worker else (set(), set(), set())
+        return KVConnectorTransferResults(finished_sending=sent, finished_recving=received, failed_recving=failed)
 
     def build_connector_worker_meta(self) -> StepResult | None:
         return self._worker.result() if self._worker else None
@@ -192,6 +197,7 @@ class KVLinguaConnector(KVConnectorBase_V1, SupportsHMA):
         """What was just stored becomes visible, if that takes no longer than a few seconds."""
         if self._worker is not None:
             weights.unwatch(self._worker)
+            self._worker.close()
             self._worker = None  # it holds the KV cache's memory
         if self._cache is not None:
             cache, self._cache = self._cache, None

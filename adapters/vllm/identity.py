@@ -8,13 +8,16 @@ from pathlib import Path
 from typing import Any
 
 from kvlingua.common.errors import UnsupportedError
+from kvlingua.common.identity.extents import ShardGrid
 from kvlingua.common.identity.model import ModelDescription, describe_model
+from kvlingua.common.identity.ranks import Split
 from kvlingua.common.supported import VLLM
+from kvlingua.layouts.geometry import Geometry
 
 WORKER = "vllm.v1.worker.cpu_worker.CPUWorker"
 
 
-def describe(config: Any, kv_cache_config: Any, version: str) -> ModelDescription:
+def describe(config: Any, kv_cache_config: Any, version: str, layers_per_shard: int | None = None) -> ModelDescription:
     """The model that a VllmConfig and its KVCacheConfig say is being run. Raises UnsupportedError."""
     for reason, message in refusals(config, kv_cache_config, version):
         raise UnsupportedError(reason, message)
@@ -29,7 +32,10 @@ def describe(config: Any, kv_cache_config: Any, version: str) -> ModelDescriptio
         quantization=model.quantization,
         revision=model.revision,
     )
-    check_cache(description, kv_cache_config, config.cache_config.block_size)
+    check_ranks(description.geometry, config.parallel_config.tensor_parallel_size, layers_per_shard)
+    check_cache(
+        description, kv_cache_config, config.cache_config.block_size, config.parallel_config.tensor_parallel_size
+    )
     return description
 
 
@@ -41,7 +47,6 @@ def refusals(config: Any, kv_cache_config: Any, version: str) -> Iterator[tuple[
     if config.device_config.device_type != "cpu":
         yield "device", f"device {config.device_config.device_type} isn't supported yet, only cpu"
     sizes = {
-        "tensor_parallel_size": "tensor parallelism",
         "pipeline_parallel_size": "pipeline parallelism",
         "prefill_context_parallel_size": "context parallelism",
         "decode_context_parallel_size": "context parallelism",
@@ -49,7 +54,7 @@ def refusals(config: Any, kv_cache_config: Any, version: str) -> Iterator[tuple[
     }
     for name, what in sizes.items():
         if getattr(parallel, name) > 1:
-            yield "parallel", f"{what} ({name}={getattr(parallel, name)}) isn't supported yet, only one rank is"
+            yield "parallel", f"{what} ({name}={getattr(parallel, name)}) isn't supported yet, tensor parallelism is"
     if model.runner_type != "generate":
         yield "pooling", f"models that don't generate (runner {model.runner_type}) have no use for stored KV"
     if model.is_encoder_decoder or model.is_attention_free or model.is_diffusion:
@@ -137,9 +142,16 @@ def kv_dtype(cache_dtype: str, compute_dtype: str) -> str:
     return compute_dtype if cache_dtype == "auto" else cache_dtype
 
 
-def check_cache(description: ModelDescription, kv_cache_config: Any, block_size: int) -> None:
-    """Raise UnsupportedError unless vLLM's plan of its KV cache holds this model's layers and heads, all of them,
-    in one group."""
+def check_ranks(geometry: Geometry, ranks: int, layers_per_shard: int | None) -> None:
+    """Raise UnsupportedError, with the arithmetic, unless each of the tensor-parallel ranks holds whole shards."""
+    grid = ShardGrid.of(geometry, layers_per_shard)
+    for extent in Split.of(geometry.kv_heads, geometry.layers, ranks).extents():
+        grid.check_writer(extent)
+
+
+def check_cache(description: ModelDescription, kv_cache_config: Any, block_size: int, ranks: int = 1) -> None:
+    """Raise UnsupportedError unless vLLM's plan of its KV cache holds this model's layers, all of them, in one group,
+    and of its heads what each of `ranks` holds."""
     geometry = description.geometry
     (group,) = kv_cache_config.kv_cache_groups
     spec = group.kv_cache_spec
@@ -156,7 +168,7 @@ def check_cache(description: ModelDescription, kv_cache_config: Any, block_size:
     k, v = geometry.planes
     expected = {
         "layers": geometry.layers,
-        "kv heads": geometry.kv_heads,
+        "kv heads": max(1, geometry.kv_heads // ranks),
         "K width": k.width,
         "V width": v.width,
         "dtype": geometry.dtype,

@@ -28,7 +28,7 @@ class LoadOrder:
 
 @dataclass(frozen=True)
 class StoreOrder:
-    """Store the whole chunks of prompt positions [start, stop), which this step's forward has completed."""
+    """Store the whole chunks of positions [start, stop), prompt and answer, which this step's forward has completed."""
 
     request_id: str
     digests: tuple[bytes, ...]  # of all chunks up to `stop`, 32 bytes each
@@ -41,13 +41,15 @@ class StoreOrder:
 class StepOrders(KVConnectorMetadata):
     """Scheduler to worker, one per engine step. `namespace`: of the stores, sent only where there are any.
 
-    forwards: how many steps so far had a forward, this one included.
+    forwards: how many steps so far had a forward, this one included. preempted: ids of requests whose blocks vLLM has
+    taken away, to be overwritten from this step on.
     """
 
     loads: tuple[LoadOrder, ...] = ()
     stores: tuple[StoreOrder, ...] = ()
     namespace: Namespace | None = None
     forwards: int = 0
+    preempted: frozenset[str] = frozenset()
 
 
 @dataclass(frozen=True)

@@ -1,13 +1,15 @@
-"""The connector in vLLM's scheduler: looks prompts up, says how much can be taken, and orders what the worker is to
+"""The connector in vLLM's scheduler: looks prompts up, says how much can be taken, and orders what the workers are to
 load and store.
 
-Loads are ordered as asynchronous ones, though the worker does each within one call: vLLM then holds the request back
-until its blocks are filled, and only after that shows them to other requests. In the synchronous way the blocks are in
-vLLM's prefix cache before they are filled, and stay there when the load fails: a request that is aborted before it has
-computed them leaves them behind for others to take.
+Loads are ordered as asynchronous ones: vLLM holds a request back until its blocks are filled, goes on with others, and
+only then shows the blocks to other requests. In the synchronous way the blocks are in vLLM's prefix cache before they
+are filled, and stay there when the load fails: a request that is aborted before it has computed them leaves them behind
+for others to take.
 """
 
 import logging
+from collections.abc import Callable
+from concurrent.futures import Future, wait
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -22,19 +24,24 @@ from kvlingua.common.identity.namespace import Namespace
 from kvlingua.common.metrics import refused
 from kvlingua.common.prefix import reusable_tokens
 
+LOOKUP_WAIT_S = 0.005  # before vLLM is told to ask again at its next step: what a store that is well takes
+
 
 @dataclass
 class Tracked:
     """What is remembered of a request until it finishes."""
 
-    tokens: list[int] = field(repr=False)
+    request: Any = field(repr=False)
+    prompt: int  # tokens of it, 0 if it takes no part
     seed: bytes
     loads: bool  # may anything be loaded for it
     stores: bool
+    asked: Future[Callable[[], Hit]] | None = None
     hit: Hit | None = None  # of the one lookup; asking again changes nothing
     asked_from: int = 0  # tokens that vLLM had itself when it asked last
     stored: int = 0  # tokens up to which chunks are in the store or on their way
-    digests: list[bytes] | None = None
+    copied_from: bool = False  # stores were ordered, so that the workers may be reading its blocks
+    digests: list[bytes] = field(default_factory=list)  # of the chunks that were asked for so far
 
 
 class SchedulerSide:
@@ -49,9 +56,9 @@ class SchedulerSide:
         self._loads: list[LoadOrder] = []
         self._forwards = 0
 
-    def matched(self, request: Any, computed: int) -> int:
-        """How many tokens after the first `computed` can be loaded for this request. No side effects but the
-        memory of it."""
+    def matched(self, request: Any, computed: int) -> int | None:
+        """How many tokens after the first `computed` can be loaded for this request; None: ask again. No side effects
+        but the memory of it."""
         return self._guard.run("lookup", 0, self._matched, request, computed)
 
     def allocated(self, request: Any, blocks: Any, external: int) -> None:
@@ -61,28 +68,35 @@ class SchedulerSide:
             self._loads.append(self._guard.run("load", failed, self._order, request, blocks, external))
 
     def orders(self, scheduled: Any) -> StepOrders:
-        """What the worker is to do in the step that this SchedulerOutput describes."""
+        """What the workers are to do in the step that this SchedulerOutput describes."""
         loads, self._loads = tuple(self._loads), []
         self._forwards += scheduled.total_num_scheduled_tokens > 0
         namespace = self._switch.namespace
         stores: tuple[StoreOrder, ...] = ()
         if namespace is not None and self._cache.config.role != "consumer":
             stores = self._guard.run("store", (), self._stores, scheduled, namespace)
-        return StepOrders(loads, stores, namespace if stores else None, self._forwards)
+        for order in stores:
+            self._requests[order.request_id].copied_from = True
+        preempted = frozenset(scheduled.preempted_req_ids or ())
+        for request_id in preempted & self._requests.keys():
+            self._requests[request_id].stored = 0  # some of it may not have been copied
+        return StepOrders(loads, stores, namespace if stores else None, self._forwards, preempted)
 
     def result(self, result: StepResult) -> None:
-        """What the worker reports: requests whose load failed are computed by vLLM, and stored anew."""
+        """What the workers report: requests whose load failed are computed by vLLM, and stored anew."""
         for request_id in result.failed:
             if tracked := self._requests.get(request_id):
                 tracked.loads, tracked.stored = False, 0
         if result.off is not None:
             self._switch.off(*result.off)
 
-    def finished(self, request_id: str) -> None:
-        """The request is over, whether answered or aborted."""
-        self._requests.pop(request_id, None)
+    def finished(self, request_id: str) -> bool:
+        """The request is over, whether answered or aborted. True: vLLM must keep its blocks until all workers have
+        said that they copy nothing out of them any more."""
+        tracked = self._requests.pop(request_id, None)
+        return tracked is not None and tracked.copied_from
 
-    def _matched(self, request: Any, computed: int) -> int:
+    def _matched(self, request: Any, computed: int) -> int | None:
         namespace = self._switch.namespace
         if namespace is None:
             return 0
@@ -91,13 +105,18 @@ class SchedulerSide:
         if not tracked.loads:
             return 0
         if tracked.hit is None:
-            tracked.loads = False  # until the lookup has succeeded: one that raises isn't tried again for this request
-            tracked.hit = self._cache.lookup(
-                namespace, tracked.tokens, seed=tracked.seed, digests=self._digests(tracked)
-            )
+            if tracked.asked is None:
+                tokens = tracked.request.all_token_ids[: tracked.prompt]
+                digests = self._digests(tracked, tracked.prompt)
+                tracked.asked = self._cache.submit_lookup(namespace, tokens, seed=tracked.seed, digests=digests)
+                wait([tracked.asked], LOOKUP_WAIT_S)
+            if not tracked.asked.done():
+                return None
+            tracked.loads = False  # unless the lookup has succeeded: one that raises isn't tried again for this request
+            tracked.hit = tracked.asked.result()()
             tracked.loads = True
             tracked.stored = tracked.hit.tokens
-        return max(0, reusable_tokens(tracked.hit.tokens, len(tracked.tokens), self._page) - computed)
+        return max(0, reusable_tokens(tracked.hit.tokens, tracked.prompt, self._page) - computed)
 
     def _order(self, request: Any, blocks: Any, external: int) -> LoadOrder:
         tracked = self._requests[request.request_id]
@@ -118,7 +137,8 @@ class SchedulerSide:
                 )
             role = self._cache.config.role
             tracked = Tracked(
-                tokens=[] if reason else list(request.prompt_token_ids),
+                request,
+                prompt=0 if reason else len(request.prompt_token_ids),
                 seed=b"" if reason else seed_of(request),
                 loads=reason is None and role != "producer" and not only_stores(request),
                 stores=reason is None and role != "consumer",
@@ -135,16 +155,22 @@ class SchedulerSide:
             tracked = self._requests.get(request_id)
             if tracked is None or not tracked.stores:
                 continue
-            stop = min(before[request_id] + tokens, len(tracked.tokens))
+            # A token that vLLM has sampled has KV after the step that reads it.
+            stop = min(before[request_id] + tokens, tracked.request.num_tokens)
             stop -= stop % namespace.chunk_tokens
             if stop > tracked.stored:
                 (blocks,) = scheduled.kv_connector_block_state.get_block_ids(request_id)
-                digests = tuple(self._digests(tracked)[: stop // namespace.chunk_tokens])
+                digests = tuple(self._digests(tracked, stop))
                 orders.append(StoreOrder(request_id, digests, tuple(blocks), tracked.stored, stop))
                 tracked.stored = stop
         return tuple(orders)
 
-    def _digests(self, tracked: Tracked) -> list[bytes]:
-        if tracked.digests is None:
-            tracked.digests = chain_digests(tracked.tokens, self._cache.config.chunk_tokens, tracked.seed)
-        return tracked.digests
+    def _digests(self, tracked: Tracked, tokens: int) -> list[bytes]:
+        """Of the whole chunks of the first `tokens` tokens. Tokens are added to a request, never changed."""
+        chunk = self._cache.config.chunk_tokens
+        known = len(tracked.digests)
+        if tokens // chunk > known:
+            more = tracked.request.all_token_ids[known * chunk : tokens]
+            previous = tracked.digests[-1] if known else tracked.seed
+            tracked.digests += chain_digests(more, chunk, previous)
+        return tracked.digests[: tokens // chunk]

@@ -1,6 +1,7 @@
 """When there is cache in this vLLM: from the time its worker has described its KV cache and the weights are identified,
 until vLLM is told to forget its prefixes."""
 
+from collections.abc import Sequence
 from typing import Any
 
 from kvlingua.adapters.vllm.metadata import WorkerReady
@@ -26,12 +27,19 @@ class Switch:
             self.reset()
         return self._activation.namespace
 
-    def worker_ready(self, ready: WorkerReady) -> bool:
-        """The worker knows how its KV cache lies, or why that can't be known. True, if nothing is raised."""
-        if ready.layout is None:
-            self.off(*ready.why_not)
+    def workers_ready(self, ranks: Sequence[object]) -> bool:
+        """What each rank's worker says of its KV cache: how it lies, or why that can't be known. True, if nothing is
+        raised."""
+        found = [ready if isinstance(ready, WorkerReady) else WorkerReady(None) for ready in ranks]
+        for ready in found:
+            if ready.layout is None:
+                self.off(*ready.why_not)
+                return True
+        layouts = {ready.layout for ready in found}
+        if len(layouts) > 1:
+            self.off("layout", f"the ranks' KV caches lie in different ways: {', '.join(map(str, layouts))}")
         else:
-            self._activation.start(ready.layout, self._page)
+            self._activation.start(str(layouts.pop()), self._page)
         return True
 
     def watch(self, kv_cache_manager: Any) -> bool:

@@ -12,7 +12,7 @@ from typing import Any
 
 from kvlingua.common.errors import UnsupportedError
 from kvlingua.layouts.formats import format
-from kvlingua.layouts.geometry import Geometry
+from kvlingua.layouts.geometry import Extent, Geometry
 from kvlingua.layouts.memory import Buffer
 from kvlingua.layouts.view import Pool
 
@@ -40,14 +40,18 @@ def layout_name(layers: Sequence[Any], order: str | None) -> str:
     return LAYOUTS[kind]
 
 
-def pool_of(name: str, tensors: Sequence[Any], geometry: Geometry, *, page: int, blocks: int) -> Pool:
+def pool_of(
+    name: str, tensors: Sequence[Any], geometry: Geometry, extent: Extent | None = None, *, page: int, blocks: int
+) -> Pool:
     """The pool behind the registered tensors, one per layer in order, each [block, head, token, K and V].
 
+    extent: the heads and layers of the model that they hold, all by default.
     Raises UnsupportedError where a tensor isn't what the layout's row says, LayoutError where its numbers don't fit
     its memory.
     """
+    extent = geometry.full if extent is None else extent
     k, v = geometry.planes
-    shape = (blocks, geometry.kv_heads, page, k.width + v.width)
+    shape = (blocks, extent.heads, page, k.width + v.width)
     first = tensors[0]
     for tensor in tensors:
         if tensor.device.type != "cpu":
@@ -66,7 +70,7 @@ def pool_of(name: str, tensors: Sequence[Any], geometry: Geometry, *, page: int,
     block, head = (stride * first.element_size() for stride in first.stride()[:2])
     buffers = [Buffer.of(tensor) for tensor in tensors]
     return format(name).pool(
-        geometry, geometry.full, page=page, blocks=blocks, buffers=buffers, strides={"block": block, "head": head}
+        geometry, extent, page=page, blocks=blocks, buffers=buffers, strides={"block": block, "head": head}
     )
 
 

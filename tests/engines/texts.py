@@ -22,6 +22,11 @@ def chunks(*asks: Ask) -> int:
     return sum(len(ask.prompt) // CHUNK for ask in asks)
 
 
+def whole(*asks: Ask) -> int:
+    """How many whole chunks prompt and answer have; the last token has no KV."""
+    return sum((len(ask.prompt) + ask.max_tokens - 1) // CHUNK for ask in asks)
+
+
 def taken(page: int, *asks: Ask) -> int:
     """How many tokens DESIGN says are reused of prompts that were stored."""
     return sum(reusable_tokens(chunks(ask) * CHUNK, len(ask.prompt), page) for ask in asks)

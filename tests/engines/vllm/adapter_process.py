@@ -28,6 +28,7 @@ from vllm.v1.worker.cpu_worker import CPUWorker
 from demo.job import MODEL
 from kvlingua.adapters.vllm.connector import KVLinguaConnector
 from kvlingua.adapters.vllm.identity import check_model_class, refusals
+from kvlingua.adapters.vllm.metadata import WorkerReady
 from kvlingua.adapters.vllm.requests import passes_through
 from kvlingua.adapters.vllm.scheduler_side import SchedulerSide
 from kvlingua.adapters.vllm.switch import Switch
@@ -133,6 +134,7 @@ def step(*ids: str) -> Any:
         scheduled_new_reqs=[SimpleNamespace(req_id=one, num_computed_tokens=0) for one in ids],
         scheduled_cached_reqs=SimpleNamespace(req_ids=[], num_computed_tokens=[]),
         num_scheduled_tokens=dict.fromkeys(ids, len(IDS)),
+        preempted_req_ids=set(),
         total_num_scheduled_tokens=len(ids) * len(IDS),
         kv_connector_block_state=SimpleNamespace(get_block_ids=lambda one: (list(range(BLOCKS)),)),
     )
@@ -144,7 +146,7 @@ def requests(folder: Path) -> dict[str, Any]:
     guard = Guard("vllm")
     switch = Switch(Activation(cache, DESCRIPTION, guard), PAGE)
     block_pool = BlockPool(num_gpu_blocks=BLOCKS, enable_caching=True, hash_block_size=PAGE)
-    switch.worker_ready(SimpleNamespace(layout="vllm_cpu_vec"))
+    switch.workers_ready([WorkerReady("vllm_cpu_vec")])
     time.sleep(2.0)
     unwatched = switch.namespace is None
     switch.watch(SimpleNamespace(block_pool=block_pool))
@@ -152,13 +154,13 @@ def requests(folder: Path) -> dict[str, Any]:
         time.sleep(0.05)
     fill(cache, namespace)
     side = SchedulerSide(cache, switch, guard, PAGE)
-    promised = {name: side.matched(request, 0) for name, request in kinds(IDS).items()}
+    promised = {name: asked(side, request) for name, request in kinds(IDS).items()}
     for name in promised:
         side.finished(name)
     found = {
         "passes": {name: passes_through(request) for name, request in kinds(IDS).items()},
         "promised": promised,
-        "promised of others": {name: side.matched(request, 0) for name, request in kinds(OTHER).items()},
+        "promised of others": {name: asked(side, request) for name, request in kinds(OTHER).items()},
         "ordered": sorted(order.request_id for order in side.orders(step(*promised)).stores),
         "unwatched": unwatched,
     }
@@ -168,6 +170,13 @@ def requests(folder: Path) -> dict[str, Any]:
     block_pool.reset_prefix_cache()
     found["after a reset"] = switch.namespace
     return found
+
+
+def asked(side: SchedulerSide, request: Request) -> int:
+    """What the scheduler's side says when it knows."""
+    while (tokens := side.matched(request, 0)) is None:
+        time.sleep(0.01)
+    return tokens
 
 
 def fill(cache: KVCache, namespace: Namespace) -> None:

@@ -10,7 +10,7 @@ import torch
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from engines.drivers.protocol import Ask, Reply
-from tests.engines.texts import CHUNK, chunks, length, taken, text
+from tests.engines.texts import CHUNK, chunks, length, taken, text, whole
 from tests.engines.vllm.conftest import Launcher
 from tests.spoil import negate_v
 
@@ -57,7 +57,7 @@ def stored(launch: Launcher, tmp_path_factory: pytest.TempPathFactory) -> Stored
         assert second.reused == taken(32, *BY_32, SHORT)
         assert second.computed == length(*BY_32, SHORT) - second.reused
         driver.generate(NEW)
-    assert driver.objects() == chunks(*BY_128, *BY_32, SHORT, NEW), "whole chunks, each once, visible after the end"
+    assert driver.objects() == whole(*BY_128, *BY_32, SHORT, NEW), "whole chunks, each once, visible after the end"
     return result
 
 

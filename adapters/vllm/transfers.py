@@ -1,0 +1,90 @@
+"""Loads and stores that are under way in this worker, by request, until vLLM may be told that they are over."""
+
+from collections.abc import Collection
+
+from kvlingua.common.cache import LoadHandle, StoreHandle
+from kvlingua.common.guard import Guard
+
+
+class Loads:
+    """Blocks that are being filled. Until vLLM is told, it keeps a request back, and its blocks even if it is
+    aborted."""
+
+    def __init__(self, guard: Guard) -> None:
+        self._guard = guard
+        self._handles: dict[str, LoadHandle | None] = {}
+
+    def expect(self, request_id: str) -> None:
+        """A load was ordered. It has failed unless it is begun."""
+        self._handles[request_id] = None
+
+    def begun(self, request_id: str, handle: LoadHandle) -> None:
+        self._handles[request_id] = handle
+
+    def cancel(self, request_ids: Collection[str]) -> None:
+        """Nothing more is written into the blocks of these requests."""
+        for request_id in self._handles.keys() & request_ids:
+            handle = self._handles[request_id]
+            if handle is not None:
+                handle.cancel()
+
+    def cancel_all(self) -> None:
+        self.cancel(list(self._handles))
+
+    def wait(self, seconds: float) -> None:
+        """Until one of them is over, or so long."""
+        for handle in self._handles.values():
+            if handle is not None and not handle.wait(seconds):
+                return
+
+    def over(self, aborted: Collection[str]) -> tuple[set[str], set[str]]:
+        """Requests whose load is over since the last call; and those for which it failed, which is said unless they
+        were aborted."""
+        over, failed = set(), set()
+        for request_id, handle in list(self._handles.items()):
+            if handle is not None and not handle.done():
+                continue
+            del self._handles[request_id]
+            over.add(request_id)
+            if handle is None or handle.error is not None:
+                failed.add(request_id)
+                if handle is not None and handle.error is not None and request_id not in aborted:
+                    self._guard.refuse("load", handle.error, "recomputing")
+        return over, failed
+
+
+class Stores:
+    """Blocks that are being copied out of. vLLM keeps the blocks of a request that is over until it is told."""
+
+    def __init__(self) -> None:
+        self._handles: dict[str, list[StoreHandle]] = {}
+        self._finished: set[str] = set()
+
+    def expect(self, request_id: str) -> None:
+        """A store was ordered: from now on vLLM waits to be told, whatever becomes of it."""
+        self._handles.setdefault(request_id, [])
+
+    def add(self, request_id: str, handle: StoreHandle) -> None:
+        handles = self._handles[request_id]
+        handles[:] = [one for one in handles if not one.copied.is_set()]
+        handles.append(handle)
+
+    def stop(self, request_ids: Collection[str]) -> None:
+        """When this returns nothing reads the blocks of these requests any more. Waits for a copy, never for a file."""
+        for request_id in self._handles.keys() & request_ids:
+            for handle in self._handles[request_id]:
+                handle.cancel()
+            for handle in self._handles[request_id]:
+                handle.copied.wait()
+
+    def stop_all(self) -> None:
+        self.stop(list(self._handles))
+
+    def over(self, finished: Collection[str]) -> set[str]:
+        """Requests that have ended, in this step (`finished`) or before, and that nothing is copied of any more."""
+        self._finished |= self._handles.keys() & finished
+        over = {one for one in self._finished if all(handle.copied.is_set() for handle in self._handles[one])}
+        for request_id in over:
+            del self._handles[request_id]
+        self._finished -= over
+        return over

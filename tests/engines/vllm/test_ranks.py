@@ -1,0 +1,71 @@
+"""vLLM on two tensor-parallel ranks, each of which holds half of the heads: what one rank alone has stored two of them
+reuse, and the other way round; and when one of the two can't load its heads, both compute. In float32, against the
+answers of an engine without kvlingua."""
+
+from pathlib import Path
+
+from engines.drivers.driver import Driver
+from engines.drivers.protocol import Ask, Reply
+from kvlingua.common.identity.chain import chain_digests
+from tests.engines.texts import CHUNK, chunks, length, objects_of, taken, text, whole
+from tests.engines.vllm.conftest import Launcher
+from tests.spoil import flip_byte, negate_v
+
+ONE, TWO, MISSING, FLIPPED, NEGATED = ALL = [text(seed) for seed in range(130, 135)]
+NO_LOCAL = {"enable_prefix_caching": False}
+RANKS = {"processes": True, "engine": {"tensor_parallel_size": 2, **NO_LOCAL}}
+
+
+def tokens(reply: Reply) -> list[list[int]]:
+    return [answer.tokens for answer in reply.answers]
+
+
+def of_heads(store: Path, ask: Ask, heads: str) -> list[Path]:
+    return [next(store.glob(f"*/{digest.hex()}-h{heads}-*")) for digest in chain_digests(ask.prompt, CHUNK)]
+
+
+def test_two_ranks(launch: Launcher, tmp_path: Path) -> None:
+    store = tmp_path / "store"
+    with launch(engine=NO_LOCAL) as driver:
+        right = {id(ask): driver.generate(ask).answers[0].tokens for ask in ALL}
+    with launch(store, page=64, engine=NO_LOCAL) as driver:
+        assert tokens(driver.generate(ONE)) == [right[id(ONE)]]
+        driver.wait_objects(whole(ONE))
+
+    def ask(driver: Driver, one: Ask, reused: int) -> None:
+        reply = driver.generate(one)
+        assert tokens(reply) == [right[id(one)]]
+        assert (reply.reused, reply.local, reply.computed) == (reused, 0, length(one) - reused)
+
+    with launch(store, page=32, **RANKS) as driver:
+        ask(driver, ONE, taken(32, ONE))  # by one rank, for two
+        for one in (TWO, MISSING, FLIPPED, NEGATED):
+            ask(driver, one, 0)
+        driver.wait_objects(whole(ONE) + 2 * whole(TWO, MISSING, FLIPPED, NEGATED))
+        for heads in ("0-2", "2-4"):
+            for one in (TWO, MISSING, FLIPPED, NEGATED):
+                assert len(of_heads(store, one, heads)) == chunks(one)
+        ask(driver, TWO, taken(32, TWO))  # by two, for two
+
+        of_heads(store, MISSING, "2-4")[3].unlink()
+        ask(driver, MISSING, 3 * CHUNK)  # one rank has less: both take as much
+        flipped = of_heads(store, FLIPPED, "2-4")[5]
+        assert flip_byte(flipped) == 1
+        ask(driver, FLIPPED, 0)  # one rank fails: both compute
+        assert driver.metric_reaches("kvlingua_corrupt_objects_total", 1)
+        driver.wait_objects(whole(ONE) + 2 * whole(TWO, MISSING, FLIPPED, NEGATED))
+        ask(driver, FLIPPED, taken(32, FLIPPED))  # and it was stored anew
+
+        for path in of_heads(store, NEGATED, "0-2"):
+            assert negate_v(path) == 1
+        reply = driver.generate(NEGATED)
+        assert reply.reused == taken(32, NEGATED)
+        assert tokens(reply) != [right[id(NEGATED)]], "the stored values are what is used"
+
+        together = [ONE, TWO, MISSING, FLIPPED]
+        assert tokens(driver.generate(*together, *together)) == [right[id(one)] for one in together] * 2
+
+    assert len(objects_of(store, TWO)) == chunks(TWO)
+    with launch(store, page=128, role="consumer", engine=NO_LOCAL) as driver:  # by two ranks, for one
+        ask(driver, TWO, taken(128, TWO))
+        ask(driver, FLIPPED, taken(128, FLIPPED))
