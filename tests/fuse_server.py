@@ -4,7 +4,7 @@
 
 A file `.faults` in BEHIND, JSON, makes calls on files go wrong: {name: {"open": errno, "read": errno, "end": byte at
 which the file ends when it is read, "flip": byte in which a bit is flipped in the first read, "stall": seconds that a
-read takes}}.
+read takes, unless the file says otherwise before}}.
 
 Speaks the kernel's FUSE protocol (linux/fuse.h, version 7.31) over /dev/fuse directly, so no library is needed. For
 tests: one request after the other, no links, no devices.
@@ -148,7 +148,9 @@ class Passthrough:
         path = self.paths[node]
         faults = self.faults(path)
         self.fail("read", faults)
-        time.sleep(faults.get("stall", 0))
+        stalled_until = time.monotonic() + faults.get("stall", 0)
+        while time.monotonic() < stalled_until and "stall" in self.faults(path):
+            time.sleep(0.02)
         data = bytearray(os.pread(handle, min(size, max(0, faults.get("end", offset + size) - offset)), offset))
         place = faults.get("flip", -1) - offset
         if 0 <= place < len(data) and path not in self.flipped:

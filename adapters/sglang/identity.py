@@ -4,6 +4,7 @@ import json
 from pathlib import Path
 from typing import Any
 
+from kvlingua.adapters.sglang.releases import ABSENT
 from kvlingua.common.errors import UnsupportedError
 from kvlingua.common.identity.model import ModelDescription, describe_model
 from kvlingua.common.supported import SGLANG
@@ -12,7 +13,6 @@ from kvlingua.common.supported import SGLANG
 # where it lies, or moves it too, and isn't understood here. Read from SGLang 0.5.23's whole list.
 _REQUIRED: tuple[tuple[str, tuple[object, ...], str], ...] = (
     ("device", ("cpu",), "only the CPU is supported so far"),
-    ("tp_size", (1,), "tensor parallelism isn't supported yet"),
     ("pp_size", (1,), "pipeline parallelism isn't supported yet"),
     ("enable_dp_attention", (False,), "attention data parallelism isn't supported yet"),
     ("attn_dp_size", (1,), "attention data parallelism isn't supported yet"),
@@ -105,6 +105,8 @@ def check_arguments(arguments: Any) -> None:
     from sglang.srt.arg_groups.overrides import resolution_result
 
     for name, allowed, reason in _REQUIRED:
+        if name in ABSENT:
+            continue
         value = resolution_result(arguments, name, None)
         if not any(value == one for one in allowed):
             raise UnsupportedError(name, f"{reason} (--{name.replace('_', '-')} is {_short(value)})")

@@ -1,14 +1,20 @@
-"""Between SGLang's radix cache and the store: what is promised, loaded and stored, for one scheduler process."""
+"""Between SGLang's scheduler and the store, for one scheduler process: what is asked, promised, loaded and stored.
+
+Nothing here waits for a store, and nothing raises.
+"""
 
 from __future__ import annotations
 
 import weakref
 from array import array
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
 
-from kvlingua.adapters.sglang.memo import Memo
+from kvlingua.adapters.sglang.memo import MOST_LOADS, Load, Memo, Question, Stage
+from kvlingua.adapters.sglang.ranks import Ranks
+from kvlingua.adapters.sglang.staging import Staging
 from kvlingua.adapters.sglang.views import blocks_of
 from kvlingua.common.activation import Activation
 from kvlingua.common.cache import KVCache
@@ -16,70 +22,70 @@ from kvlingua.common.cpu_clock import clock_methods
 from kvlingua.common.errors import LoadError, UnsupportedError
 from kvlingua.common.guard import Guard
 from kvlingua.common.identity.model import ModelDescription
+from kvlingua.common.identity.namespace import Namespace
+from kvlingua.common.job_queue import JobQueue
 from kvlingua.common.prefix import reusable_tokens
 from kvlingua.layouts.view import Pool
+
+PENDING, FAILED, LOADED = -1, -2, 1  # what a rank says of a load; of a question, PENDING or how many tokens it found
 
 
 @clock_methods
 class Link:
-    """`pool`: SGLang's live KV, in blocks of its page.
+    """`pool`: SGLang's live KV, in blocks of its page, with the heads that this rank has.
 
-    There is no cache until the weights' digest is known, and none any more once `switch_off` was called. None of the
-    methods raises: SGLang's scheduler calls them.
+    There is no cache until the weights' digest is known, and none any more once `switch_off` was called.
     """
 
-    def __init__(self, cache: KVCache, description: ModelDescription, pool: Pool, guard: Guard) -> None:
+    def __init__(
+        self, cache: KVCache, description: ModelDescription, pool: Pool, guard: Guard, ranks: Ranks | None = None
+    ) -> None:
+        self.ranks = Ranks() if ranks is None else ranks
         self._cache = cache
         self._activation = Activation(cache, description, guard)
         self._pool = pool
         self._guard = guard
+        self._questions = JobQueue("kvlingua-ask")
+        self._staging = Staging(cache, pool)
         # By the request itself, not its rid, which users choose: two live ones may have the same.
         self._memos: weakref.WeakKeyDictionary[Any, Memo] = weakref.WeakKeyDictionary()
-        self._loads = cache.config.role != "producer"
-        self._stores = cache.config.role != "consumer"
+        self.loads = cache.config.role != "producer"
+        self._stores = cache.config.role != "consumer" and self.ranks.writes(description.geometry)
+        self._off = False
+        self.step: Callable[[Sequence[Any], bool], set[int]] = lambda queue, idle: (
+            set()
+        )  # `Waiting.step`, once there is
 
     def start(self) -> None:
         """Find out the namespace in a thread of its own: the weights are read once per machine, which takes a while."""
         self._activation.start(self._pool.layout.name, self._pool.page)
 
     def switch_off(self, reason: str, message: str) -> None:
-        """No look-ups, loads and stores any more, until the engine is started anew. `reason`: a code for metrics."""
+        """No look-ups, loads and stores any more, until the engine is started anew. `reason`: a code for metrics.
+
+        SGLang does on all ranks at the same step what leads to this.
+        """
+        self._off = True
         self._activation.off(reason, message)
 
-    def promise(self, request: Any, tokens: array[int], limit: int, have: int) -> int:
-        """How many leading tokens of `tokens` the request may count on; 0 if that is no more than `have`.
+    @property
+    def settings(self) -> str:
+        """What all ranks of an engine must have alike, so that they wait for each other at the same steps."""
+        config = self._cache.config
+        return (
+            f"{config.role} {config.chunk_tokens} {config.layers_per_shard} {self._pool.layout.name} {self._pool.page}"
+        )
 
-        have: what the engine has itself. limit: what it would take at most.
-        """
-        if not self._loads or self._activation.namespace is None:
-            return 0
-        return self._guard.run("lookup", 0, self._promise, request, tokens, limit, have)
+    @property
+    def chunk_tokens(self) -> int:
+        return self._cache.config.chunk_tokens
 
-    def load(self, request: Any, have: int, stop: int, slots: torch.Tensor) -> bool:
-        """Copy the tokens [have, stop) that were promised into the pool's rows `slots` [token].
+    @property
+    def off(self) -> bool:
+        return self._off
 
-        False: the engine must compute them all. Some of the rows may hold verified KV by then; nothing more is written.
-        """
-        if self._guard.promised("load", self._load, request, have, stop, slots):
-            return True
-        self.refuse(request, stop)
-        return False
-
-    def refuse(self, request: Any, stop: int) -> None:
-        """The promise of the first `stop` tokens can't be kept; it won't be made again for this request."""
-        memo = self._memos.get(request)
-        if memo is not None:
-            memo.refuse(stop)
-
-    def store(self, request: Any, up_to: int, row: torch.Tensor) -> None:
-        """Store the whole chunks of the prompt among the first `up_to` tokens.
-
-        row: the pool's rows in which their computed KV lies, [token].
-        """
-        if self._stores and self._activation.namespace is not None:
-            self._guard.run("store", None, self._store, request, up_to, row)
-
-    def _memo(self, request: Any) -> Memo:
+    def memo(self, request: Any) -> Memo:
+        """What is remembered about SGLang's Req."""
         memo = self._memos.get(request)
         if memo is None:
             memo = self._memos[request] = Memo.of(request)
@@ -88,49 +94,136 @@ class Link:
                 self._guard.refuse("request", error, "it passes through")
         return memo
 
-    def _promise(self, request: Any, tokens: array[int], limit: int, have: int) -> int:
-        namespace, page = self._activation.namespace, self._pool.page
-        memo = self._memo(request)
-        if namespace is None or memo.reason is not None:
-            return 0
-        length, chunk = len(tokens), namespace.chunk_tokens
-        most = min(reusable_tokens(length // chunk * chunk, length, page), limit // page * page)
-        if most <= have:
-            return 0
-        prompt = request.origin_input_ids  # all that is stored of it; `tokens` may go on with what was generated
-        if tokens[: min(most, len(prompt))] != prompt[:most]:
-            return 0
-        digests = memo.chain(prompt, chunk)
-        if memo.must_ask:
-            memo.answered(None)  # also if it fails: an error isn't asked for again at every step
-            memo.answered(self._cache.lookup(namespace, prompt, seed=memo.seed, digests=digests))
-        if memo.hit is None:
-            return 0
-        stop = min(reusable_tokens(memo.hit.tokens, length, page), most)
-        return stop if stop > have and stop not in memo.refused else 0
+    def ask(self, request: Any, memo: Memo) -> None:
+        """Have a thread look up the request's tokens, those it has generated included; `said` gives the answer."""
+        memo.asked = request.origin_input_ids + request.output_ids
+        memo.stage, memo.hit, memo.tokens = Stage.ASKED, None, 0
+        memo.question = question = Question()
+        tokens, digests = memo.asked, list(memo.digests)
+        if self._namespace is None or not self._questions.submit(
+            "lookup", lambda: self._answer(question, memo.seed, digests, tokens), question.answered.set
+        ):
+            question.answered.set()
 
-    def _load(self, request: Any, have: int, stop: int, slots: torch.Tensor) -> None:
-        memo = self._memos.get(request)
-        if self._activation.namespace is None or memo is None or memo.hit is None or memo.hit.tokens < stop:
+    def said(self, memo: Memo) -> int:
+        """What this rank alone knows of a request that is ASKED or LOADING."""
+        if memo.stage is Stage.ASKED and memo.question is not None:
+            if not memo.question.answered.is_set():
+                return PENDING
+            return 0 if memo.question.hit is None else memo.question.hit.tokens
+        if memo.load is None:
+            return FAILED
+        if not memo.load.handle.done():
+            return PENDING
+        return LOADED if memo.load.handle.error is None else FAILED
+
+    def answered(self, memo: Memo, tokens: int) -> None:
+        """All ranks have their answers: so many leading tokens are stored for each of them."""
+        question, memo.question = memo.question, None
+        memo.tokens, memo.stage = tokens, Stage.KNOWN if tokens > 0 else Stage.SETTLED
+        if question is not None:
+            memo.hit = question.hit
+            memo.digests = max(memo.digests, question.digests, key=len)
+            if question.hit is not None:
+                memo.stored = max(memo.stored, question.hit.tokens)
+
+    def promised(self, memo: Memo, tokens: array[int], limit: int, have: int) -> int:
+        """How many leading tokens of `tokens` a KNOWN or LOADED request may count on; 0 if no more than `have`.
+
+        have: what the engine has itself. limit: what it would take at most.
+        """
+        if self._off or memo.stage not in (Stage.KNOWN, Stage.LOADED):
+            return 0
+        page, length = self._pool.page, len(tokens)
+        stop = min(reusable_tokens(memo.tokens, length, page), limit // page * page)
+        if memo.load is not None and memo.load.start <= have:
+            stop = min(stop, memo.load.stop)
+        if stop <= have or tokens[:stop] != memo.asked[:stop]:
+            return 0
+        return stop
+
+    def begin(self, memo: Memo, start: int, stop: int, slots: torch.Tensor | None) -> bool:
+        """Load the tokens [start, stop) into the pool's rows `slots` [token]; None: there are none.
+
+        False, on all ranks, if one of them can't: then the request is to be computed, and `slots` are the caller's.
+        """
+        load = None
+        if slots is not None and memo.loads < MOST_LOADS:
+            load = self._guard.run("load", None, self._submit, memo, start, stop, slots)
+        if self.ranks.agree([load is not None]) == [True]:
+            memo.load, memo.stage = load, Stage.LOADING
+            memo.loads += 1
+            return True
+        if load is not None:
+            load.handle.cancel()
+        self.settle(memo)
+        return False
+
+    def loaded(self, memo: Memo, success: bool) -> None:
+        """A load ended on all ranks. If one of them failed, none of it is used; the rows are for the caller to free."""
+        if success:
+            memo.stage = Stage.LOADED
+            return
+        load = memo.load
+        if load is not None:
+            load.handle.cancel()
+            error = load.handle.error or LoadError("another rank couldn't load its heads")
+            self._guard.refuse("load", error, "recomputing")
+        self.settle(memo)
+
+    def settle(self, memo: Memo) -> None:
+        """Nothing more is promised. What was to be loaded may have gone: it is stored anew where it is missing."""
+        self._staging.forget(memo.digests)
+        memo.load, memo.hit, memo.stage, memo.stored = None, None, Stage.SETTLED, 0
+
+    def store(self, request: Any, tokens: array[int], row: torch.Tensor) -> None:
+        """Store the whole chunks of the request's computed `tokens`, which lie in the pool's rows `row` [token]."""
+        if self._stores and self._namespace is not None:
+            self._guard.run("store", None, self._store, request, tokens, row)
+
+    def sweep(self) -> None:
+        """Let go of memory that isn't needed any more."""
+        self._guard.run("store", None, self._staging.sweep)
+
+    @property
+    def _namespace(self) -> Namespace | None:
+        return None if self._off else self._activation.namespace
+
+    def _answer(self, question: Question, seed: bytes, digests: list[bytes], tokens: array[int]) -> None:
+        """In the thread that asks."""
+        try:
+            question.hit = self._guard.run("lookup", None, self._lookup, question, seed, digests, tokens)
+        finally:
+            question.answered.set()
+
+    def _lookup(self, question: Question, seed: bytes, digests: list[bytes], tokens: array[int]) -> Any:
+        namespace = self._namespace
+        if namespace is None:
+            return None
+        question.digests = Memo(None, seed, digests=digests).chain(tokens, namespace.chunk_tokens)
+        return self._cache.lookup(namespace, tokens, seed=seed, extent=self._pool.extent, digests=question.digests)
+
+    def _submit(self, memo: Memo, start: int, stop: int, slots: torch.Tensor) -> Load:
+        if self._namespace is None or memo.hit is None:
             raise LoadError(f"what was promised, {stop} tokens, is known no more")
-        view = self._pool.view(blocks_of(slots, self._pool.page, have), have, stop)
-        self._cache.load(memo.hit, view, have, stop)
-        chunk = memo.hit.namespace.chunk_tokens
-        memo.stored = max(memo.stored, stop // chunk * chunk)
+        view = self._pool.view(blocks_of(slots, self._pool.page, start), start, stop)
+        return Load(start, stop, slots, self._cache.submit_load(memo.hit, view, start, stop))
 
-    def _store(self, request: Any, up_to: int, row: torch.Tensor) -> None:
-        namespace, page = self._activation.namespace, self._pool.page
-        memo = self._memo(request)
+    def _store(self, request: Any, tokens: array[int], row: torch.Tensor) -> None:
+        namespace, page = self._namespace, self._pool.page
+        memo = self.memo(request)
         if namespace is None or memo.reason is not None:
             return
-        prompt = request.origin_input_ids
-        start, stop = memo.stored, min(up_to, len(prompt))
-        stop -= stop % namespace.chunk_tokens
-        if stop <= start:
+        chunk = namespace.chunk_tokens
+        last = len(tokens) // chunk
+        if last * chunk <= memo.stored:
             return
-        first = start - start % page
-        source = self._pool.view(blocks_of(row[first:stop], page, first), start, stop)
-        digests = memo.chain(prompt, namespace.chunk_tokens)
-        handle = self._cache.store(namespace, prompt, source, start, stop, seed=memo.seed, digests=digests)
-        if not handle.dropped:
-            memo.stored = stop
+        digests = memo.chain(tokens, chunk)
+        first = self._staging.lacking(digests, memo.stored // chunk)
+        if first < last:
+            start, stop = first * chunk, last * chunk
+            before = start - start % page
+            source = self._pool.view(blocks_of(row[before:stop], page, before), start, stop)
+            if not self._staging.store(namespace, digests, source, first, last):
+                return
+        memo.stored = last * chunk

@@ -2,61 +2,86 @@
 
 from __future__ import annotations
 
-import time
+import enum
+import threading
 from array import array
 from dataclasses import dataclass, field
 from typing import Any
 
+import torch
+
 from kvlingua.adapters.sglang.requests import pass_through
-from kvlingua.common.cache import Hit
+from kvlingua.common.cache import Hit, LoadHandle
 from kvlingua.common.identity.chain import chain_digests, request_seed
 
-ASK_AGAIN_S = 1.0  # SGLang matches each waiting request at every step; the store is asked for more at most this often
+MOST_LOADS = 3  # a load whose memory SGLang took back is begun anew; after that many the request is computed
+
+
+class Stage(enum.Enum):
+    """Where a request stands. All ranks of an engine have each request at the same stage."""
+
+    NEW = enum.auto()
+    ASKED = enum.auto()  # the store was asked and hasn't answered on all ranks: the request steps aside
+    KNOWN = enum.auto()  # `tokens` of it are stored, and may be promised
+    LOADING = enum.auto()  # they are being loaded: the request steps aside
+    LOADED = enum.auto()  # they lie in memory that is held for it
+    SETTLED = enum.auto()  # nothing (more) is promised
+
+
+class Question:
+    """A lookup that a thread makes. hit, digests: what it found, and the chain of the tokens, once it is answered."""
+
+    def __init__(self) -> None:
+        self.answered = threading.Event()
+        self.digests: list[bytes] = []
+        self.hit: Hit | None = None
+
+
+@dataclass
+class Load:
+    """A load of the tokens [start, stop) into SGLang's rows `slots` [token], which nobody else has meanwhile."""
+
+    start: int
+    stop: int
+    slots: torch.Tensor
+    handle: LoadHandle
 
 
 @dataclass
 class Memo:
     """One per request.
 
-    reason: why the request passes through, or None. seed: what its salts put before the chain. prompt, digests: its
-    token ids and the chain of their chunks. hit: what the store had of them at `asked_at`. refused: ends of promises
-    that were not kept, not to be made again. stored: leading tokens that the store has.
+    reason: why the request passes through, or None. seed: what its salts put before the chain. asked: the token ids
+    that were looked up. found: this rank's answer. tokens: how many leading ones the store has for all ranks. load:
+    while it is LOADING or LOADED. loads: how many were begun. begins: while another's load of a text that
+    begins like this is waited for. digests: of the chunks of what it is known to consist of.
+    stored: leading tokens that need not be stored.
     """
 
     reason: str | None
     seed: bytes
-    prompt: array[int] = field(default_factory=lambda: array("q"))
-    digests: list[bytes] = field(default_factory=list)
+    stage: Stage = Stage.NEW
+    asked: array[int] = field(default_factory=lambda: array("q"))
+    question: Question | None = None
     hit: Hit | None = None
-    asked_at: float = float("-inf")
-    refused: set[int] = field(default_factory=set)
+    tokens: int = 0
+    load: Load | None = None
+    loads: int = 0
+    begins: list[bytes] = field(default_factory=list)
+    digests: list[bytes] = field(default_factory=list)
     stored: int = 0
 
     @classmethod
     def of(cls, request: Any) -> Memo:
         """For SGLang's Req. Without LoRA, which is refused at start, its extra_key is the one the user gave."""
         reason = pass_through(request)
-        return cls(reason, b"" if reason else request_seed(request.extra_key, request.cache_salt))
+        seed = b"" if reason else request_seed(request.extra_key, request.cache_salt)
+        return cls(reason, seed, Stage.NEW if reason is None else Stage.SETTLED)
 
-    def chain(self, prompt: array[int], chunk_tokens: int) -> list[bytes]:
-        """The digests of the request's prompt, computed again only if SGLang gave it another one."""
-        if prompt != self.prompt:
-            self.digests = chain_digests(prompt, chunk_tokens, self.seed)
-            self.prompt, self.hit, self.asked_at = prompt[:], None, float("-inf")
-        return self.digests
-
-    @property
-    def must_ask(self) -> bool:
-        """Whether to ask the store: it never was asked, or some time ago and didn't have everything."""
-        if self.hit is not None and self.hit.tokens >= len(self.digests) * self.hit.namespace.chunk_tokens:
-            return False
-        return time.monotonic() - self.asked_at >= ASK_AGAIN_S
-
-    def answered(self, hit: Hit | None) -> None:
-        """The store was asked now."""
-        self.hit, self.asked_at = hit, time.monotonic()
-
-    def refuse(self, stop: int) -> None:
-        """The promise of the first `stop` tokens wasn't kept."""
-        self.refused.add(stop)
-        self.answered(None)
+    def chain(self, tokens: array[int], chunk: int) -> list[bytes]:
+        """The digests of the whole chunks of `tokens`, with which the request's tokens begin."""
+        wanted, known = len(tokens) // chunk, len(self.digests)
+        if known < wanted:
+            before = self.digests[-1] if known else self.seed
+            self.digests += chain_digests(tokens[known * chunk : wanted * chunk], chunk, before)
+        return self.digests[:wanted]

@@ -32,7 +32,10 @@ def build_tree(context: Any) -> Any:
         return default_radix_cache_factory(context)
 
     from kvlingua.adapters.sglang.radix_cache import KVLinguaRadixCache
+    from kvlingua.adapters.sglang.waiting import Waiting
 
     cache = create_unified_radix_cache(context, cache_class=KVLinguaRadixCache)
-    cache.link = link
+    waiting = Waiting(link, cache.token_to_kv_pool_allocator.free)
+    cache.link, cache.waiting, link.step = link, waiting, waiting.step
+    link.start()
     return cache

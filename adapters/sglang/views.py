@@ -10,7 +10,7 @@ import torch
 from kvlingua.common.errors import UnsupportedError
 from kvlingua.layouts.errors import LayoutError
 from kvlingua.layouts.formats import format
-from kvlingua.layouts.geometry import Geometry
+from kvlingua.layouts.geometry import Extent, Geometry
 from kvlingua.layouts.memory import Buffer
 from kvlingua.layouts.view import Pool
 
@@ -21,10 +21,11 @@ _AXES = {
 }
 
 
-def describe_pool(kv: Any, geometry: Geometry, page: int) -> Pool:
-    """The live MHATokenToKVPool `kv` of a whole model, in blocks of `page` tokens.
+def describe_pool(kv: Any, geometry: Geometry, page: int, extent: Extent | None = None) -> Pool:
+    """The live MHATokenToKVPool `kv`, in blocks of `page` tokens.
 
-    What its tensors claim (shape, strides, type, place in their storage) is checked against the model and the row.
+    extent: which kv heads of the model it holds, in all layers; all heads by default. What its tensors claim (shape,
+    strides, type, place in their storage) is checked against the model and the row.
     Raises UnsupportedError for a kind of pool that isn't known, LayoutError for claims that don't hold.
     """
     from sglang.srt.layers.quantization.fp4_kv_cache_quant_method import UnquantizedKVCacheMethod
@@ -41,6 +42,7 @@ def describe_pool(kv: Any, geometry: Geometry, page: int) -> Pool:
         raise UnsupportedError(
             "page_size", f"pages of {kv.page_size} tokens in the pool, of {page} in the prefix cache"
         )
+    extent = geometry.full if extent is None else extent
     layout, axes = _AXES[kv.kv_cache_layout]
     rows = kv.size + kv.page_size
     if rows % page or kv.start_layer != 0 or not len(kv.k_buffer) == len(kv.v_buffer) == geometry.layers:
@@ -49,7 +51,7 @@ def describe_pool(kv: Any, geometry: Geometry, page: int) -> Pool:
             f"{len(kv.k_buffer)} of K and {len(kv.v_buffer)} of V from layer {kv.start_layer} on, and {rows} rows"
         )
     tensors = [tensor for layer in zip(kv.k_buffer, kv.v_buffer, strict=True) for tensor in layer]
-    sizes = {"block": rows // page, "token": page if "block" in axes else rows, "head": geometry.kv_heads}
+    sizes = {"block": rows // page, "token": page if "block" in axes else rows, "head": extent.heads}
     strides: dict[str, int] = {}
     for index, tensor in enumerate(tensors):
         plane = geometry.planes[index % 2]
@@ -68,7 +70,7 @@ def describe_pool(kv: Any, geometry: Geometry, page: int) -> Pool:
                 raise LayoutError(f"layers differ in their stride along {name}: {strides[name]} and {stride} bytes")
     return format(layout).pool(
         geometry,
-        geometry.full,
+        extent,
         page=page,
         blocks=rows // page,
         buffers=[Buffer.of(tensor) for tensor in tensors],

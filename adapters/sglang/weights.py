@@ -4,24 +4,10 @@ The radix cache can't tell: an update shows there as a reset, like /flush_cache 
 at all.
 """
 
-import pkgutil
 from collections.abc import Callable
-from typing import Any
 
-from kvlingua.common.errors import UnsupportedError
-
-_UPDATER = "sglang.srt.model_executor.model_runner_components.weight_updater.WeightUpdater"
-_MANAGER = "sglang.srt.managers.scheduler_components.weight_updater.SchedulerWeightUpdaterManager"
-# Every method through which weights are written after the start. After begin_weight_update others may write them.
-_WRITERS = (
-    f"{_UPDATER}.update_weights_from_disk",
-    f"{_UPDATER}.update_weights_from_tensor",
-    f"{_UPDATER}.update_weights_from_ipc",
-    f"{_UPDATER}.load_weights_from_distributed",
-    f"{_UPDATER}.begin_weight_update",
-    f"{_MANAGER}.release_memory_occupation",
-    "sglang.srt.utils.weight_checker.WeightChecker._reset_tensors",
-)
+from kvlingua.adapters.sglang.hooks import install
+from kvlingua.adapters.sglang.releases import WEIGHT_WRITERS
 
 
 def watch(changed: Callable[[str, str], None]) -> None:
@@ -29,20 +15,7 @@ def watch(changed: Callable[[str, str], None]) -> None:
 
     Must run before SGLang's scheduler takes requests. Raises UnsupportedError if one of the places can't be watched.
     """
-    from sglang.srt.plugins.hook_registry import HookRegistry, HookType
-
-    before = {target: _method(target) for target in _WRITERS}
-    for target in _WRITERS:
-        HookRegistry.register(target, _hook(changed, target.rpartition(".")[2]), HookType.BEFORE)
-    HookRegistry.apply_hooks()
-    unwatched = [target for target in _WRITERS if _method(target) is before[target]]
-    if unwatched:
-        raise UnsupportedError("weights_unwatched", f"new weights would go unnoticed: no hook on {unwatched[0]}")
-
-
-def _method(target: str) -> Any:
-    path, _, name = target.rpartition(".")
-    return getattr(pkgutil.resolve_name(path), name)
+    install({target: _hook(changed, target.rpartition(".")[2]) for target in WEIGHT_WRITERS}, "BEFORE")
 
 
 def _hook(changed: Callable[[str, str], None], name: str) -> Callable[..., None]:

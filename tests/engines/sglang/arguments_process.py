@@ -15,7 +15,6 @@ from kvlingua.common.errors import UnsupportedError
 
 # Arguments in Python's spelling, and the argument that must be named in the refusal.
 CASES: dict[str, tuple[dict[str, Any], str]] = {
-    "tensor parallel": ({"tp_size": 2}, "--tp-size"),
     "pipeline parallel": ({"pp_size": 2}, "--pp-size"),
     "no radix cache": ({"disable_radix_cache": True}, "--disable-radix-cache"),
     "another device": ({"device": "cuda"}, "--device"),

@@ -1,4 +1,5 @@
-"""SGLang's real requests, asked for by the adapter's real link: who is served from a filled store, and who passes."""
+"""SGLang's real requests, waiting in the adapter's real queue, on its real link: who is served from a filled store, who
+passes, and who gets the memory that a load holds."""
 
 from __future__ import annotations
 
@@ -21,9 +22,10 @@ from sglang.srt.sampling.sampling_params import SamplingParams
 from sglang.srt.session.session_controller import Session
 
 from kvlingua.adapters.sglang.link import Link
-from kvlingua.adapters.sglang.memo import Memo
+from kvlingua.adapters.sglang.memo import Memo, Stage
 from kvlingua.adapters.sglang.requests import MARKS
 from kvlingua.adapters.sglang.views import describe_pool
+from kvlingua.adapters.sglang.waiting import Waiting
 from kvlingua.common.cache import KVCache
 from kvlingua.common.config import Config
 from kvlingua.common.guard import Guard
@@ -89,6 +91,8 @@ class Bench:
             buffer.normal_()
         self.cache = KVCache.open(config)
         self.link = Link(self.cache, description, describe_pool(kv, shape, PAGE), Guard("sglang"))
+        self.freed: list[torch.Tensor] = []
+        self.waiting = Waiting(self.link, self.freed.append)
         self.link.start()
         control = request()
         for _ in range(200):  # until the weights are hashed
@@ -99,12 +103,27 @@ class Bench:
         raise SystemExit("nothing was stored")
 
     def store(self, one: Req) -> None:
-        self.link.store(one, TOKENS, SLOTS[:TOKENS])
+        self.link.store(one, one.full_untruncated_fill_ids[:TOKENS], SLOTS[:TOKENS])
         assert self.cache.flush(10)
 
+    def wait(self, *ones: Req) -> None:
+        """Until none of the requests in the queue, which are these, steps aside."""
+        for _ in range(5000):
+            if not self.waiting.step(ones, idle=True):
+                return
+        raise SystemExit("a request waits for ever")
+
     def promise(self, one: Req) -> int:
+        self.wait(one)
         tokens = one.full_untruncated_fill_ids
-        return self.link.promise(one, tokens, len(tokens) - 1, 0)
+        return self.link.promised(self.link.memo(one), tokens, len(tokens) - 1, 0)
+
+    def load(self, one: Req, stop: int) -> bool:
+        """Whether the tokens [0, stop) of the request come to lie in SLOTS."""
+        assert self.waiting.begin(one, 0, stop, SLOTS[:stop])
+        self.wait(one)
+        slots = self.waiting.take(one, 0, stop)
+        return slots is not None and torch.equal(slots, SLOTS[:stop])
 
     def objects(self) -> int:
         return sum(1 for _ in self.folder.rglob("*.safetensors"))
@@ -146,25 +165,64 @@ def of_one_rid(bench: Bench) -> dict[str, Any]:
     bench.store(ones["plain"])
     kept = bench.objects() - objects
     bench.store(ones["salted"])
-    refused = ones["plain"]
-    bench.link.refuse(refused, STORED)
+    bench.link.settle(bench.link.memo(ones["plain"]))
     after = {name: bench.promise(ones[name]) for name in ("plain", "plain again")}
     return {"promised": promised, "stored anew": [kept, bench.objects() - objects], "after a refusal": after}
 
 
 def retracted(bench: Bench, prompt: array[int]) -> dict[str, Any]:
-    """Generated tokens follow the prompt; promise and store take turns, as in steps of a prefill of chunks."""
+    """Generated tokens follow the prompt; it waits again, and what it has generated is looked up too."""
     one = request(prompt)
     before = bench.promise(one), bench.counts()
     one.output_ids.extend(range(100, 160))
     one.full_untruncated_fill_ids = one.origin_input_ids + one.output_ids
-    promised = []
-    for _ in range(3):
-        promised.append(bench.promise(one))
-        bench.store(one)
-    loaded = bench.link.load(one, 0, promised[-1], SLOTS[: promised[-1]])
+    promised = [bench.promise(one) for _ in range(3)]
+    loaded = bench.load(one, promised[-1])
+    bench.store(one)
     grown = [now - then for now, then in zip(bench.counts(), before[1], strict=True)]
     return {"fresh": before[0], "promised": promised, "loaded": loaded, "grown": grown}
+
+
+def holding(bench: Bench) -> dict[str, Any]:
+    """Memory that loads hold: given back when SGLang wants it, freed when the request is gone or is given up."""
+    report: dict[str, Any] = {}
+    first, second = request(), request()
+
+    def freed() -> list[int]:
+        counts = [len(slots) for slots in bench.freed]
+        bench.freed.clear()
+        return counts
+
+    def begin(*ones: Req) -> None:
+        bench.wait(*ones)
+        for index, one in enumerate(ones):
+            assert bench.waiting.begin(one, 0, STORED, SLOTS[index * STORED : (index + 1) * STORED])
+
+    freed()
+    begin(first, second)
+    report["held"] = bench.waiting.held
+    report["beside"] = bench.waiting.beside(request(), 0, STORED)  # it wasn't asked for yet
+    report["given back"] = [bench.waiting.give_back(STORED - 16), bench.waiting.held, freed()]
+    report["promised again"] = [bench.promise(second), bench.waiting.held]
+    bench.wait(second)  # the first one was aborted
+    report["aborted"] = [bench.waiting.held, freed()]
+    begin(second)
+    bench.wait(second)
+    report["a part"] = len(bench.waiting.take(second, 32, 96)), freed()
+    begin(second)
+    bench.wait(second)
+    report["its head is gone"] = [bench.waiting.take(second, 0, STORED + 16), freed()]
+    report["too often"] = [bench.waiting.begin(second, 0, STORED, SLOTS[:STORED]), freed()]
+    report["computed then"] = [bench.promise(second), bench.link.memo(second).stage is Stage.SETTLED]
+    third = request()
+    bench.wait(third)
+    report["no memory"] = [bench.waiting.begin(third, 0, STORED, None), bench.promise(third), bench.waiting.held]
+    fourth = request()
+    begin(fourth)
+    bench.link.switch_off("weights", "they were changed")
+    report["switched off"] = [sorted(bench.waiting.step([fourth], idle=True)), bench.waiting.held, freed()]
+    report["off"] = bench.promise(request())
+    return report
 
 
 def remembered() -> int:
@@ -193,6 +251,7 @@ def main() -> None:
     before = bench.objects()
     bench.store(request(NEW))
     report["stored without a mark"] = bench.objects() - before
+    report["holding"] = holding(bench)
     print(json.dumps(report))
 
 

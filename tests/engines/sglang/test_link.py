@@ -1,5 +1,5 @@
 """Real requests of SGLang, put to the adapter's real link and a filled store, without a running engine: every kind
-that passes through, requests of one rid, and requests that were retracted."""
+that passes through, requests of one rid, requests that were retracted, and the memory that loads hold."""
 
 from typing import Any
 
@@ -37,10 +37,28 @@ def test_requests_of_one_rid_share_nothing(report: dict[str, Any]) -> None:
 
 
 @pytest.mark.parametrize(("prompt", "fresh"), [("retracted", TAKEN), ("retracted, whole chunks", TAKEN - 16)])
-def test_a_retracted_request_is_asked_for_once(report: dict[str, Any], prompt: str, fresh: int) -> None:
-    """Its own tokens follow the prompt, so that the prompt's last one needn't be computed; the hit is kept."""
-    expected = {"fresh": fresh, "promised": [TAKEN] * 3, "loaded": True, "grown": [0, 0]}
-    assert report[prompt] == expected
+def test_a_retracted_request_is_asked_for_once_more(report: dict[str, Any], prompt: str, fresh: int) -> None:
+    """Its own tokens follow the prompt, so that the prompt's last one needn't be computed; the hit is kept. What it has
+    generated is stored with it."""
+    found = report[prompt]
+    assert {**found, "grown": 0} == {"fresh": fresh, "promised": [TAKEN] * 3, "loaded": True, "grown": 0}
+    assert found["grown"] == [1, 0]
+
+
+def test_memory_that_loads_hold(report: dict[str, Any]) -> None:
+    found = report["holding"]
+    assert found["held"] == 2 * TAKEN
+    assert found["beside"] is False
+    assert found["given back"] == [TAKEN, TAKEN, [TAKEN]], "the latest load goes"
+    assert found["promised again"] == [TAKEN, 0]
+    assert found["aborted"] == [0, [TAKEN]]
+    assert found["a part"] == [64, [32, 32]]
+    assert found["its head is gone"] == [None, [TAKEN]]
+    assert found["too often"] == [False, [TAKEN]]
+    assert found["computed then"] == [0, True]
+    assert found["no memory"] == [False, 0, 0]
+    assert found["switched off"] == [[], 0, [TAKEN]]
+    assert found["off"] == 0
 
 
 def test_nothing_is_remembered_of_requests_that_are_gone(report: dict[str, Any]) -> None:

@@ -55,10 +55,6 @@ def test_an_unforeseen_error_switches_off(report: dict[str, Any]) -> None:
     assert report["refusals"] > 0
 
 
-def two_ranks(folder: Path) -> dict[str, Any]:
-    return {"engine": {"tp_size": 2}, "settings": {"SGLANG_CPU_OMP_THREADS_BIND": "0|1"}}
-
-
 def dummy_weights(folder: Path) -> dict[str, Any]:
     return {"engine": {"load_format": "dummy"}}
 
@@ -75,7 +71,6 @@ def sliding_window(folder: Path) -> dict[str, Any]:
 @pytest.mark.parametrize(
     ("case", "line"),
     [
-        (two_ranks, "tensor parallelism isn't supported yet (--tp-size is 2)"),
         (dummy_weights, "dummy"),
         (sliding_window, "mistral is supported only where config.json says sliding_window: None"),
     ],

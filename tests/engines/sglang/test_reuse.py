@@ -12,7 +12,7 @@ from engines.drivers.driver import Driver
 from engines.drivers.protocol import Ask, Reply
 from kvlingua.common.identity.chain import chain_digests, request_seed
 from tests.engines.sglang.conftest import Launcher
-from tests.engines.texts import CHUNK, chunks, length, objects_of, taken, text
+from tests.engines.texts import CHUNK, chunks, length, objects_of, taken, text, whole
 from tests.spoil import flip_byte, negate_v
 
 BY_1 = [text(seed) for seed in range(40, 44)]  # read at page 1, together, in a prefill of chunks
@@ -68,9 +68,9 @@ def stored(launch: Launcher, tmp_path_factory: pytest.TempPathFactory) -> Stored
         assert result.right(reply, *BY_1)
         assert (reply.reused, reply.computed) == (taken(64, *BY_1), length(*BY_1) - taken(64, *BY_1))
         assert result.right(driver.generate(*BY_64), *BY_64)
-        everything = chunks(*BY_1, *spoiled, *BY_64) + len(SALTS) * chunks(BY_1[0])
+        everything = whole(*BY_1, *spoiled, *BY_64) + len(SALTS) * whole(BY_1[0])
         driver.wait_objects(everything)
-    assert driver.objects() == everything, "whole chunks of prompts, each once"
+    assert driver.objects() == everything, "whole chunks of prompts and what was generated, each once"
     return result
 
 

@@ -1,0 +1,61 @@
+"""What differs between the releases of SGLang that are supported, each read and run.
+
+| release | the match of a prefix | what is computed comes by | new weights over a network |
+|---|---|---|---|
+| 0.5.20 | rows | cache_unfinished_req, cache_finished_req | update_weights_from_distributed |
+| 0.5.21 | rows | cache_unfinished_req, insert_req | load_weights_from_distributed |
+| 0.5.22, 0.5.23 | lengths | checkpoint | load_weights_from_distributed |
+"""
+
+from typing import Any
+
+import sglang
+import torch
+
+VERSION: str = sglang.__version__
+_ROWS = VERSION in ("0.5.20", "0.5.21")  # matches and requests carry their rows [token] instead of how many there are
+
+# Arguments that a release doesn't have.
+ABSENT = {
+    "0.5.20": ("attn_dp_size", "enable_kv_cache_sharding", "enable_paged_experts", "enable_pd_role_switch"),
+    "0.5.21": ("attn_dp_size", "enable_kv_cache_sharding", "enable_paged_experts"),
+    "0.5.22": ("enable_paged_experts",),
+}.get(VERSION, ())
+
+_UPDATER = "sglang.srt.model_executor.model_runner_components.weight_updater.WeightUpdater"
+_MANAGER = "sglang.srt.managers.scheduler_components.weight_updater.SchedulerWeightUpdaterManager"
+# Every method through which weights are written after the start. After begin_weight_update others may write them.
+WEIGHT_WRITERS = (
+    f"{_UPDATER}.update_weights_from_disk",
+    f"{_UPDATER}.update_weights_from_tensor",
+    f"{_UPDATER}.update_weights_from_ipc",
+    *(
+        (f"{_UPDATER}.update_weights_from_distributed",)
+        if VERSION == "0.5.20"
+        else (f"{_UPDATER}.load_weights_from_distributed", f"{_UPDATER}.begin_weight_update")
+    ),
+    f"{_MANAGER}.release_memory_occupation",
+    "sglang.srt.utils.weight_checker.WeightChecker._reset_tensors",
+)
+
+
+def matched_tokens(match: Any) -> int:
+    """How many tokens of a MatchResult SGLang has itself."""
+    return len(match.device_indices) if _ROWS else int(match.device_prefix_len)
+
+
+def prefix_tokens(request: Any) -> int:
+    """The same, of a Req that was matched."""
+    return len(request.prefix_indices) if _ROWS else int(request.prefix_len)
+
+
+def prefix_rows(tree: Any, request: Any) -> torch.Tensor:
+    """The rows [token] in which these lie."""
+    if _ROWS:
+        return request.prefix_indices  # type: ignore[no-any-return]
+    return tree.path_device_indices(request.last_node)[: request.prefix_len]  # type: ignore[no-any-return]
+
+
+def loaded(rows: torch.Tensor, node: Any) -> tuple[Any, Any]:
+    """What `init_load_back` answers: these rows [token] were loaded, and are in the tree up to `node`."""
+    return (rows.to(torch.int64) if _ROWS else len(rows)), node

@@ -1,0 +1,104 @@
+"""KV on its way into the store: copied out of SGLang's rows at once, so that these are SGLang's own again, and handed
+to the cache's threads, which ask the store what is missing. The scheduler waits for no store.
+"""
+
+from __future__ import annotations
+
+import time
+from array import array
+from collections import OrderedDict
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+
+from kvlingua.common.cache import KVCache, StoreHandle
+from kvlingua.common.identity.namespace import Namespace
+from kvlingua.layouts.convert import convert
+from kvlingua.layouts.formats import format
+from kvlingua.layouts.memory import Buffer
+from kvlingua.layouts.view import Pool, View
+
+KNOWN_S = 60.0  # for so long a chunk that was handed over isn't copied again, whoever brings it
+MOST_KNOWN = 1 << 16
+
+
+@dataclass(frozen=True)
+class _Copy:
+    handle: StoreHandle
+    digests: Sequence[bytes]
+    nbytes: int
+
+
+class Staging:
+    """For one scheduler. At most `queue_bytes` of the cache's configuration lie here; more is dropped and counted."""
+
+    def __init__(self, cache: KVCache, pool: Pool) -> None:
+        self._cache = cache
+        self._pool = pool
+        self._copies: list[_Copy] = []
+        self._nbytes = 0
+        self._known: OrderedDict[bytes, float] = OrderedDict()
+
+    def lacking(self, digests: Sequence[bytes], first: int) -> int:
+        """The first chunk from `first` on that wasn't handed over lately; their number if all were."""
+        now = time.monotonic()
+        for chunk in range(first, len(digests)):
+            if now - self._known.get(digests[chunk], -KNOWN_S) >= KNOWN_S:
+                return chunk
+        return len(digests)
+
+    def forget(self, digests: Sequence[bytes]) -> None:
+        """These may not be in the store after all."""
+        for digest in digests:
+            self._known.pop(digest, None)
+
+    def store(self, namespace: Namespace, digests: Sequence[bytes], source: View, first: int, last: int) -> bool:
+        """Store the chunks [first, last), which are what `source` holds; False if there is no room for a copy."""
+        self.sweep()
+        extent = self._pool.extent
+        nbytes = namespace.geometry.block_bytes(extent, source.tokens)
+        if self._nbytes + nbytes > self._cache.config.queue_bytes:
+            return False
+        copy = self._contiguous(source)
+        convert(source, copy, threads=self._cache.config.threads)
+        chunk = namespace.chunk_tokens
+        handle = self._cache.submit_store(
+            namespace, array("q"), copy, first * chunk, last * chunk, extent=extent, digests=digests[:last]
+        )
+        self._nbytes += nbytes
+        self._copies.append(_Copy(handle, digests[first:last], nbytes))
+        now = time.monotonic()
+        for digest in digests[first:last]:
+            self._known[digest] = now
+            self._known.move_to_end(digest)
+        while len(self._known) > MOST_KNOWN:
+            self._known.popitem(last=False)
+        return True
+
+    def sweep(self) -> None:
+        """Let go of what is copied on, or dropped."""
+        if not self._copies:
+            return
+        left = []
+        for copy in self._copies:
+            if not copy.handle.copied.is_set():
+                left.append(copy)
+                continue
+            self._nbytes -= copy.nbytes
+            if copy.handle.dropped or copy.handle.error is not None:
+                self.forget(copy.digests)
+        self._copies = left
+
+    def _contiguous(self, source: View) -> View:
+        """Fresh memory for as many tokens, [head, token, dim] per layer and plane."""
+        pool, tokens = source.pool, source.tokens
+        geometry, extent = pool.geometry, pool.extent
+        dtype = getattr(torch, geometry.dtype)
+        planes = [
+            Buffer.of(torch.empty((extent.heads, tokens, plane.width), dtype=dtype))
+            for _ in range(extent.layers)
+            for plane in geometry.planes
+        ]
+        memory = format("hf").pool(geometry, extent, page=tokens, blocks=1, buffers=planes)
+        return memory.view(array("q", [0]), 0, tokens)

@@ -1,0 +1,101 @@
+"""Two tensor-parallel ranks: what one rank alone has stored two of them reuse, and the other way round; and when one of
+the two can't load its heads, both compute. SGLang itself checks that its ranks do the same (its consensus checker)."""
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from engines.drivers.driver import Driver
+from engines.drivers.protocol import Ask, Reply
+from kvlingua.common.identity.chain import chain_digests
+from tests.engines.sglang.conftest import Launcher
+from tests.engines.texts import CHUNK, chunks, length, objects_of, taken, text, whole
+from tests.spoil import flip_byte, negate_v
+
+ONE, TWO, MISSING, FLIPPED, NEGATED = (text(seed) for seed in range(120, 125))
+ALL = [ONE, TWO, MISSING, FLIPPED, NEGATED]
+PAGE = 16
+RANKS = {
+    "engine": {"tp_size": 2},
+    "settings": {"SGLANG_CPU_OMP_THREADS_BIND": "0|1", "SGLANG_ENABLE_RANK_CONSENSUS_CHECKER": "1"},
+}
+
+
+def tokens(reply: Reply) -> list[list[int]]:
+    return [answer.tokens for answer in reply.answers]
+
+
+def of_heads(store: Path, ask: Ask, heads: str) -> list[Path]:
+    return [next(store.glob(f"*/{digest.hex()}-h{heads}-*")) for digest in chain_digests(ask.prompt, CHUNK)]
+
+
+@pytest.fixture(scope="module")
+def cold(launch: Launcher, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[int, list[int]]]:
+    """A store with one text by one rank, and the right answers to all, which that engine gives."""
+    store = tmp_path_factory.mktemp("ranks") / "store"
+    with launch(store) as driver:
+        answers = {id(ONE): driver.generate(ONE).answers[0].tokens}
+        others = [ask for ask in ALL if ask is not ONE]
+        answers |= {id(ask): driver.generate(ask).answers[0].tokens for ask in others}
+        driver.wait_objects(whole(*ALL))
+    kept = objects_of(store, ONE)
+    for path in store.rglob("*.safetensors"):
+        if path not in kept:
+            path.unlink()
+    return store, answers
+
+
+@pytest.fixture(scope="module")
+def two(launch: Launcher, cold: tuple[Path, dict[int, list[int]]]) -> Iterator[Driver]:
+    with launch(cold[0], **RANKS) as driver:
+        yield driver
+
+
+def test_two_ranks(two: Driver, cold: tuple[Path, dict[int, list[int]]], launch: Launcher, tmp_path: Path) -> None:
+    store, right = cold
+
+    def ask(driver: Driver, one: Ask, reused: int) -> None:
+        assert driver.call("flush_cache")
+        reply = driver.generate(one)
+        assert tokens(reply) == [right[id(one)]]
+        assert (reply.reused, reply.local, reply.computed) == (reused, 0, length(one) - reused)
+
+    ask(two, ONE, taken(PAGE, ONE))  # by one rank, for two
+    for one in ALL:
+        if one is not ONE:
+            ask(two, one, 0)
+    two.wait_objects(chunks(ONE) + 2 * whole(TWO, MISSING, FLIPPED, NEGATED))
+    for heads in ("0-2", "2-4"):
+        for one in (TWO, MISSING, FLIPPED, NEGATED):
+            assert len(of_heads(store, one, heads)) == chunks(one)
+    ask(two, TWO, taken(PAGE, TWO))  # by two, for two
+
+    of_heads(store, MISSING, "2-4")[3].unlink()
+    ask(two, MISSING, 3 * CHUNK)  # one rank has less: both take as much
+    assert flip_byte(of_heads(store, FLIPPED, "2-4")[5])
+    failed = two.metric("kvlingua_refusals_total", adapter="sglang")
+    ask(two, FLIPPED, 0)  # one rank fails: both compute
+    assert two.metric_reaches("kvlingua_refusals_total", failed + 2, adapter="sglang"), "both ranks say so"
+    ask(two, FLIPPED, taken(PAGE, FLIPPED))  # and it was stored anew
+
+    apart = tmp_path / "apart"
+    for path in of_heads(store, NEGATED, "0-2"):
+        (apart / path.parent.name).mkdir(parents=True, exist_ok=True)
+        path.rename(apart / path.parent.name / path.name)
+    assert negate_v(apart) == chunks(NEGATED)
+    for path in apart.rglob("*.safetensors"):
+        path.rename(store / path.parent.name / path.name)
+    assert two.call("flush_cache")
+    reply = two.generate(NEGATED)
+    assert reply.reused == taken(PAGE, NEGATED)
+    assert tokens(reply) != [right[id(NEGATED)]], "the stored values are what is used"
+
+    assert two.call("flush_cache")
+    together = [ONE, TWO, MISSING, FLIPPED]
+    reply = two.generate(*together, *together)
+    assert tokens(reply) == [right[id(one)] for one in together] * 2
+
+    with launch(store) as driver:  # by two ranks, for one
+        ask(driver, TWO, taken(PAGE, TWO))
+        ask(driver, FLIPPED, taken(PAGE, FLIPPED))

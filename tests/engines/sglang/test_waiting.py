@@ -1,0 +1,123 @@
+"""A request that waits for the store keeps nobody else waiting: what runs goes on, what comes later overtakes it, and
+whoever gives it up gets its memory back. Further turns of a chat, and requests that SGLang retracts."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import pytest
+
+from engines.drivers.driver import Driver
+from engines.drivers.protocol import Ask
+from kvlingua.common.prefix import reusable_tokens
+from tests.engines.sglang.conftest import Launcher
+from tests.engines.texts import CHUNK, chunks, length, objects_of, taken, text, whole
+from tests.engines.trouble import needs_root
+from tests.hanging import HangingFolder, hanging_folder, why_not
+
+PAGE = 16
+RUNS, LATER = text(130, max_tokens=150), text(131)
+STORED = [text(seed, tokens=450) for seed in range(132, 136)]
+CHAT = text(140, tokens=300, max_tokens=200)
+GREEDY = [text(seed, tokens=200, max_tokens=300) for seed in range(150, 154)]
+# Room for four prompts, not for what they generate, of which SGLang expects little: it has to take requests back.
+CROWDED = {"max_total_tokens": 1600, "schedule_conservativeness": 0.05, "chunked_prefill_size": 128}
+STALL_S = 100
+
+
+def next_turn(said: list[int]) -> Ask:
+    """The chat so far, and a further question."""
+    return Ask([*CHAT.prompt, *said, *CHAT.prompt[-20:]])
+
+
+@dataclass(frozen=True)
+class Running:
+    driver: Driver
+    store: Path
+    hanging: HangingFolder | None
+    cold: dict[int, list[int]]
+    turn: Ask
+
+    def right(self, ask: Ask, tokens: list[int]) -> bool:
+        return tokens == self.cold[id(ask)][: len(tokens)]
+
+
+@pytest.fixture(scope="module")
+def running(launch: Launcher, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Running]:
+    with launch() as driver:
+        asks = [RUNS, LATER, *STORED, CHAT, *GREEDY]
+        cold = {id(ask): driver.generate(ask).answers[0].tokens for ask in asks}
+        turn = next_turn(cold[id(CHAT)])
+        cold[id(turn)] = driver.generate(turn).answers[0].tokens
+    folder = tmp_path_factory.mktemp("waiting")
+    settings = {"KVLINGUA_LOAD_TIMEOUT_S": "120"}
+    if why_not() is not None:
+        with launch(folder / "store", settings=settings, engine=CROWDED) as driver:
+            yield Running(driver, folder / "store", None, cold, turn)
+        return
+    with hanging_folder(folder) as hanging:
+        store = hanging.path / "store"
+        with launch(store, settings=settings, engine=CROWDED) as driver:
+            yield Running(driver, store, hanging, cold, turn)
+
+
+def test_what_was_generated_is_stored_too(running: Running) -> None:
+    driver, cold = running.driver, running.cold
+    assert driver.generate(CHAT).answers[0].tokens == cold[id(CHAT)]
+    driver.wait_objects(whole(CHAT))
+    assert whole(CHAT) > chunks(CHAT) + 2
+    assert driver.call("flush_cache")
+    reply = driver.generate(running.turn)
+    assert reply.answers[0].tokens == cold[id(running.turn)]
+    assert (reply.reused, reply.local) == (reusable_tokens(whole(CHAT) * CHUNK, length(running.turn), PAGE), 0)
+
+
+def test_retracted_requests_are_answered_as_ever(running: Running) -> None:
+    driver = running.driver
+    for _ in range(2):  # the second time what the first one has stored is loaded, and taken back
+        assert driver.call("flush_cache")
+        reply = driver.generate(*GREEDY)
+        assert [answer.tokens for answer in reply.answers] == [running.cold[id(ask)] for ask in GREEDY]
+    assert "retract" in driver.log_text().lower()
+    assert reply.reused > 0
+    assert driver.call("flush_cache"), "nothing is held any more"
+
+
+@needs_root
+def test_a_load_that_hangs_keeps_nobody_waiting(running: Running) -> None:
+    """One runs; one waits for an object whose read stalls; one that comes later is computed meanwhile, and when it has
+    finished the waiting one is given up, which ends at once. Its memory is SGLang's again, and its text can be had."""
+    driver, hanging = running.driver, running.hanging
+    assert hanging is not None
+    driver.generate(*STORED)
+    driver.wait_objects(chunks(*STORED))
+    assert driver.call("flush_cache")
+    hanging.spoil(**{objects_of(running.store, STORED[0])[2].name: {"stall": STALL_S}})
+    waits = replace(STORED[0], options={"abort_when": [2, LATER.max_tokens]})
+    reply = driver.generate(RUNS, waits, LATER)
+    ran, waited, later = (answer.tokens for answer in reply.answers)
+    assert running.right(RUNS, ran)
+    assert len(ran) == RUNS.max_tokens
+    assert later == running.cold[id(LATER)]
+    assert waited == [], "it waited until it was given up"
+    assert reply.seconds < 120
+    hanging.spoil()
+    assert driver.call("flush_cache"), "nothing is held any more"
+    for _ in range(30):
+        reply = driver.generate(STORED[0])
+        assert reply.answers[0].tokens == running.cold[id(STORED[0])]
+        if reply.reused:
+            break
+        assert driver.call("flush_cache")
+    assert reply.reused == taken(PAGE, STORED[0])
+
+
+def test_many_at_once_with_little_room(running: Running) -> None:
+    driver = running.driver
+    asks = [*STORED, LATER, *STORED, *GREEDY, *STORED]
+    for _ in range(2):
+        assert driver.call("flush_cache")
+        reply = driver.generate(*asks)
+        assert [answer.tokens for answer in reply.answers] == [running.cold[id(ask)] for ask in asks]
+    assert reply.reused >= taken(PAGE, *STORED)
+    assert driver.call("flush_cache")
