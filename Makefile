@@ -84,7 +84,7 @@ kernels-report: setup ## the same, with registers, spills and shared memory of e
 	@$(PY) -m tests.native.kernels --report
 
 gpu-check: ## on a machine with an NVIDIA GPU, torch and nvcc, offline: build, test, measure, write the result
-	PYTHONPATH=. $(PYTHON) -m tests.gpu.check $(if $(WHEELS),--wheels $(WHEELS))
+	PYTHONPATH=. $(PYTHON) -m tests.gpu.check $(if $(WHEELS),--wheels $(WHEELS)) $(if $(PARTS),--parts $(PARTS))
 
 fuzz: setup ## fuzz the native library for FUZZ_SECONDS (600)
 	$(PY) -m tests.native.check fuzz --seconds $(FUZZ_SECONDS)

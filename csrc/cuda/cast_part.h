@@ -109,9 +109,8 @@ KVL_DEVICE void cast_rows(const Part& part, uint32_t first, uint32_t rows, Scrat
 
 template <uint32_t kCount>
 KVL_DEVICE void run_passes(const Part& part, Scratch* scratch) {
-    const uint32_t slots = kSlots / (part.lanes.divisor() | 1), most = slots < kThreads ? slots : kThreads;
-    for (uint32_t first = 0; first < part.items; first += most) {
-        const uint32_t rows = part.items - first < most ? part.items - first : most;
+    for (uint32_t first = 0; first < part.items; first += part.rows) {
+        const uint32_t rows = part.items - first < part.rows ? part.items - first : part.rows;
         if (part.kind == kQuantise) find_most<kCount>(part, first, rows, scratch);
         find_factors(part, first, rows, scratch);
         cast_rows<kCount>(part, first, rows, scratch);

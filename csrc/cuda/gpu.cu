@@ -179,3 +179,13 @@ int32_t kvl_gpu_convert(const kvl_gpu_call* call) {
         return wrong || !call->plan->tokens ? wrong : kvl::on(call->device, [&] { return kvl::convert(*call); });
     });
 }
+
+#if !defined(KVL_GRID)
+// Of the host twin: how busy the calling thread's launches have kept their lanes since it last asked.
+KVL_API void kvl_twin_lanes(uint64_t* counts) {
+    counts[0] = kvl::lanes.made;
+    counts[1] = kvl::lanes.room[0];
+    counts[2] = kvl::lanes.room[1];
+    kvl::lanes = {};
+}
+#endif

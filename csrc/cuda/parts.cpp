@@ -9,6 +9,7 @@ namespace kvl {
 namespace {
 
 constexpr int64_t kLeastBytes = kThreads * 16;  // of a grid block: an access for each thread
+constexpr int64_t kMostLanes = 64;              // threads that look for a row's largest number
 
 uint32_t index(int64_t value) {
     if (value < 0 || value >= kMostIndex) throw TooLarge();
@@ -16,6 +17,11 @@ uint32_t index(int64_t value) {
 }
 
 Divider divider(int64_t value) { return Divider(index(value)); }
+
+int64_t shares(int64_t whole, int64_t most) { return (whole + most - 1) / most; }
+
+// The least that each of so many shares can be cut down to.
+int64_t even(int64_t whole, int64_t most) { return shares(whole, shares(whole, most)); }
 
 uint64_t bytes(int64_t stride) { return static_cast<uint64_t>(stride); }
 
@@ -133,12 +139,13 @@ void Maker::group_tokens(int64_t token_bytes) {
     }
     const __int128 all = static_cast<__int128>(token_bytes) * part.tokens * range_.layers() * plan_.planes;
     const auto share = static_cast<int64_t>(std::min<__int128>(all / tuning_.blocks, tuning_.block_bytes));
-    part.group = static_cast<uint32_t>(std::clamp<int64_t>(std::max(share, kLeastBytes) / token_bytes, 1, kMostTokens));
+    const int64_t most = std::clamp<int64_t>(std::max(share, kLeastBytes) / token_bytes, 1, kMostTokens);
+    part.group = static_cast<uint32_t>(even(part.tokens, most));
 }
 
 Made Maker::finish() {
     Part& part = made_.part;
-    const int64_t groups = (static_cast<int64_t>(part.tokens) + part.skip + part.group - 1) / part.group;
+    const int64_t groups = shares(static_cast<int64_t>(part.tokens) + part.skip, part.group);
     part.groups = divider(groups);
     index(static_cast<int64_t>(part.tokens) + part.skip + part.group);
     made_.blocks = groups * range_.layers() * part.slices.divisor();
@@ -173,6 +180,7 @@ bool Maker::transpose() {
     Part& part = made_.part;
     const int64_t unit = source_unit_;
     if (part.unit != unit || plane_.once || range_.tokens() < 2) return false;
+    if (unit == 16) return false;  // whole accesses as they are: a tile would only be in the way
     const auto dense = [&](const kvl_side& side) { return side.token == unit && side.tile_tokens != 1; };
     const bool from_dims = dense(plane_.target);
     if (from_dims == dense(plane_.source)) return false;
@@ -187,10 +195,10 @@ bool Maker::transpose() {
     const kvl_axis cut = *dims;
     axes_.erase(dims);
     part.tokens = index(range_.tokens());
-    part.group = from_dims ? kMostTokens : std::min(kMostTokens, kTileRow / part.unit);
+    part.group = tokens_of_tile(from_dims, part.unit);
     part.skip = find_places(from_dims ? plan_.target : plan_.source, range_).first % part.group;
     cut_dims(cut, dim_side, near);
-    int64_t slices = part.chunks;
+    int64_t slices = part.chunks.divisor();
     for (const kvl_axis& axis : axes_) {
         add_loop(axis.size, axis.source, axis.target);
         slices = index(slices * axis.size);
@@ -206,11 +214,13 @@ void Maker::cut_dims(const kvl_axis& dims, const kvl_side& dim_side, int64_t kvl
     uint64_t bits = alignment(plan_, dim_side) | bytes(dims.size) * part.unit;
     for (const kvl_axis& axis : axes_) bits |= bytes(axis.*stride);
     const int64_t each = access(bits) == 16 ? 16 / part.unit : 1;  // dims of an access
-    const int64_t chunks = (dims.size + most - 1) / most;
+    const int64_t chunks = shares(dims.size, most);
     part.size = index(dims.size);
-    part.chunk = index((dims.size + chunks * each - 1) / (chunks * each) * each);
-    part.chunks = index((dims.size + part.chunk - 1) / part.chunk);
+    part.chunk = index(shares(dims.size, chunks * each) * each);
+    part.chunks = divider(shares(dims.size, part.chunk));
+    part.count = index(each);
     part.per_row = divider(part.chunk / each);
+    part.last_row = divider((part.size - (part.chunks.divisor() - 1) * part.chunk) / each);
 }
 
 Made Maker::casts() {
@@ -250,8 +260,11 @@ Made Maker::casts() {
     for (const kvl_axis& axis : axes_) add_loop(axis.size, axis.source, axis.target);
     if (joined > part.count || part.loops == 2) add_loop(joined / part.count, part.count * from, part.count * to);
     part.per_row = divider(row / part.count);
-    part.lanes = divider(part.kind == kQuantise ? std::min<int64_t>(row / part.count, 64) : 1);
+    // Threads of a row, and rows of a pass, have as much to do as each other.
+    const int64_t lanes = part.kind == kQuantise ? even(row / part.count, kMostLanes) : 1;
+    part.lanes = divider(lanes);
     part.items = index(part.group * plane_.heads);
+    part.rows = index(even(part.items, std::min<int64_t>(kThreads, kSlots / (lanes | 1))));
     index(row / part.count * kThreads);
     return finish();
 }

@@ -44,12 +44,18 @@ using Bytes1 = uint8_t;
 
 #define KVL_GRID  // else grids are walked by runtime.h
 #define KVL_DEVICE __device__ __forceinline__
-#define KVL_KERNEL __global__ void __launch_bounds__(kvl::kThreads)
 #define KVL_SHARED __shared__
 #define KVL_UNROLL _Pragma("unroll")
 #if defined(__CUDACC__)
+// Five grid blocks of a multiprocessor at a time leave each thread 48 registers, which suffice. Left to itself nvcc
+// takes 40 on sm_120, and spills.
+#define KVL_KERNEL __global__ void __launch_bounds__(kvl::kThreads, 5)
 #define KVL_ARGUMENT const __grid_constant__
+#if __CUDA_ARCH__ >= 890
+#define KVL_FP8_INSTRUCTIONS
+#endif
 #else
+#define KVL_KERNEL __global__ void __launch_bounds__(kvl::kThreads)
 #define KVL_ARGUMENT const
 #endif
 
@@ -123,6 +129,25 @@ namespace kvl {
 inline thread_local uint32_t current_block;
 inline thread_local bool barred;  // whether nothing has run since the last barrier
 
+// How busy lanes are, phase by phase: the accesses to memory that all threads have made, and those that they would have
+// made if all 32 lanes of a warp, or all 64, had made as many as the busiest one. kvl_twin_lanes() reads it.
+struct Lanes {
+    uint64_t made = 0, room[2] = {};
+};
+inline thread_local Lanes lanes;
+inline thread_local uint32_t accesses;  // of the thread that runs
+inline void count_lanes(const uint32_t* each) {
+    for (uint32_t first = 0; first < kThreads; first += 64) {
+        uint32_t most[2] = {};
+        for (uint32_t i = 0; i < 64; ++i) {
+            lanes.made += each[first + i];
+            if (each[first + i] > most[i / 32]) most[i / 32] = each[first + i];
+        }
+        lanes.room[0] += 32 * (most[0] + most[1]);
+        lanes.room[1] += 64 * (most[0] > most[1] ? most[0] : most[1]);
+    }
+}
+
 inline void begin_block(uint32_t block) {
     current_block = block;
     barred = true;
@@ -133,12 +158,19 @@ template <class F>
 inline void each_thread(const F& f) {
     if (!barred) std::abort();  // on a GPU threads would run ahead of each other into this phase
     barred = false;
-    for (uint32_t thread = 0; thread < kThreads; ++thread) f(thread);
+    uint32_t each[kThreads];
+    for (uint32_t thread = 0; thread < kThreads; ++thread) {
+        accesses = 0;
+        f(thread);
+        each[thread] = accesses;
+    }
+    count_lanes(each);
 }
 
 // A GPU ends with an error where an access isn't aligned; so does this.
 template <class V>
 inline void check_aligned(uint64_t address) {
+    ++accesses;
     if (address % sizeof(V)) std::abort();
 }
 template <class V>

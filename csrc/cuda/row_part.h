@@ -52,18 +52,7 @@ KVL_DEVICE void copy_rows(const Part& part, const Scratch& scratch) {
 }
 
 KVL_DEVICE void run_rows(const Part& part, const Scratch& scratch) {
-    switch (part.unit) {
-        case 16:
-            return copy_rows<Bytes16>(part, scratch);
-        case 8:
-            return copy_rows<Bytes8>(part, scratch);
-        case 4:
-            return copy_rows<Bytes4>(part, scratch);
-        case 2:
-            return copy_rows<Bytes2>(part, scratch);
-        default:
-            return copy_rows<Bytes1>(part, scratch);
-    }
+    with_access<16>(part.unit, [&](auto unit) { copy_rows<decltype(unit)>(part, scratch); });
 }
 
 // Writes to the verdict if anything differs.

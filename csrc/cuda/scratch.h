@@ -10,6 +10,12 @@ namespace kvl {
 constexpr uint32_t kTileRow = 128, kTileRows = 64;  // bytes of a row, and rows, of what is transposed at a time
 constexpr uint32_t kSlots = 2048;                   // partial maxima of rows that get a scale
 
+// Tokens that are transposed at a time: the tile's rows, or what a row has room for.
+KVL_ANYWHERE constexpr uint32_t tokens_of_tile(bool from_dims, uint32_t unit) {
+    return from_dims || kTileRow / unit > kMostTokens ? kMostTokens : kTileRow / unit;
+}
+static_assert(kMostTokens <= kTileRows);
+
 struct Scratch {
     uint64_t address[kSides][kMostTokens];  // of each token of the group; 0: there is no such token
     uint32_t joined[kMostTokens];           // of each vector of tokens: whether they lie one after the other
@@ -19,6 +25,23 @@ struct Scratch {
     };
     uint32_t factor[3][kThreads];  // of each row of a pass
 };
+
+// Calls f with an access of so many bytes, `kMost` or less.
+template <uint32_t kMost, class F>
+KVL_DEVICE void with_access(uint32_t bytes, const F& f) {
+    switch (bytes) {
+        case 1:
+            return f(Bytes1());
+        case 2:
+            return f(Bytes2());
+        case 4:
+            return f(Bytes4());
+        case 8:
+            return f(Bytes8());
+        default:
+            if constexpr (kMost == 16) f(Bytes16());
+    }
+}
 
 // A token of one side: which block it is in, and where in that.
 KVL_DEVICE uint64_t token_address(const uint64_t* words, const Places& places, const Side& side, uint32_t layer,

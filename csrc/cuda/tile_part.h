@@ -44,12 +44,15 @@ class Tile {
 struct Slice {
     uint64_t source, target;  // bytes from a token's address
     uint32_t first, dims;
+    Divider columns;  // accesses along the dims, where dims are next to each other
 };
 
 KVL_DEVICE Slice find_slice(const Part& part, uint32_t slice) {
-    const uint32_t chunk = slice % part.chunks, first = chunk * part.chunk;
-    Slice found = {0, 0, first, part.size - first < part.chunk ? part.size - first : part.chunk};
-    uint32_t rest = slice / part.chunks;
+    uint32_t chunk = slice;
+    uint32_t rest = part.chunks.divide_out(&chunk);
+    const bool last = chunk + 1 == part.chunks.divisor();
+    const uint32_t first = chunk * part.chunk;
+    Slice found = {0, 0, first, last ? part.size - first : part.chunk, last ? part.last_row : part.per_row};
     for (uint32_t i = part.loops; i-- > 0;) {
         uint32_t index = rest;
         if (i > 0) rest = part.loop[i].size.divide_out(&index);
@@ -59,12 +62,52 @@ KVL_DEVICE Slice find_slice(const Part& part, uint32_t slice) {
     return found;
 }
 
+// The side that has dims next to each other. Calls move(V(), token, dim, address) for each access V of the thread's: a
+// vector of dims of a token, or one dim where addresses aren't aligned.
+template <class U, class F>
+KVL_DEVICE void walk_dims(const Part& part, const Slice& slice, const uint64_t* address, uint64_t beside,
+                          const F& move) {
+    each_thread([&](uint32_t thread) {
+        for (uint32_t item = thread; item < part.group * slice.columns.divisor(); item += kThreads) {
+            uint32_t dim = item;
+            const uint32_t token = slice.columns.divide_out(&dim);
+            dim *= part.count;
+            if (!address[token]) continue;
+            const uint64_t at = address[token] + beside + (slice.first + dim) * sizeof(U);
+            if (part.count == 1)
+                move(U(), token, dim, at);
+            else
+                move(Bytes16(), token, dim, at);
+        }
+    });
+}
+
+// The side that has tokens next to each other. Calls move(V(), dim, token, address): a vector of tokens, where they are
+// all there, lie one after the other and are aligned, else token by token.
+template <class U, uint32_t kTokens, class F>
+KVL_DEVICE void walk_tokens(const Part& part, const Slice& slice, const uint64_t* address, const uint32_t* joined,
+                            uint64_t beside, const F& move) {
+    constexpr uint32_t kEach = Tile<U>::kEach, kVectors = kTokens / kEach;
+    each_thread([&](uint32_t thread) {
+        for (uint32_t item = thread; item < slice.dims * kVectors; item += kThreads) {
+            const uint32_t vector = item % kVectors, dim = item / kVectors, token = vector * kEach;
+            const uint64_t there = beside + (slice.first + dim) * part.dim_step;
+            if (joined[vector] && (address[token] + there) % 16 == 0) {
+                move(Bytes16(), dim, token, address[token] + there);
+                continue;
+            }
+            for (uint32_t i = 0; i < kEach; ++i)
+                if (address[token + i]) move(U(), dim, token + i, address[token + i] + there);
+        }
+    });
+}
+
 // Says of each vector of tokens whether they are all there and lie one after the other.
-template <class U>
-KVL_DEVICE void join_tokens(const Part& part, const uint64_t* address, uint32_t* joined) {
+template <class U, uint32_t kTokens>
+KVL_DEVICE void join_tokens(const uint64_t* address, uint32_t* joined) {
     constexpr uint32_t kEach = Tile<U>::kEach;
     each_thread([&](uint32_t thread) {
-        if (thread >= part.group / kEach) return;
+        if (thread >= kTokens / kEach) return;
         const uint64_t* token = address + thread * kEach;
         bool whole = token[0] != 0;
         for (uint32_t i = 1; i < kEach; ++i) whole = whole && token[i] == token[0] + i * sizeof(U);
@@ -73,102 +116,42 @@ KVL_DEVICE void join_tokens(const Part& part, const uint64_t* address, uint32_t*
     barrier();
 }
 
-// From dims next to each other to tokens next to each other. Rows of the tile are tokens.
-template <class U>
-KVL_DEVICE void transpose_from_dims(const Part& part, const Slice& slice, Scratch* scratch) {
+// What is read from one side becomes rows of the tile, and the other side gets its columns.
+template <class U, bool kOfDims>
+KVL_DEVICE void transpose(const Part& part, const Slice& slice, Scratch* scratch) {
+    constexpr uint32_t kTokens = tokens_of_tile(kOfDims, sizeof(U));
     const Tile<U> tile(scratch->tile);
-    constexpr uint32_t kEach = Tile<U>::kEach;
-    const uint32_t columns = part.per_row.divisor(), vectors = part.group / kEach, step = part.chunk / columns;
-    each_thread([&](uint32_t thread) {
-        for (uint32_t item = thread; item < part.group * columns; item += kThreads) {
-            uint32_t column = item;
-            const uint32_t token = part.per_row.divide_out(&column);
-            column *= step;
-            const uint64_t at = scratch->address[kSource][token];
-            if (!at || column >= slice.dims) continue;
-            const uint64_t from = at + slice.source + (slice.first + column) * sizeof(U);
-            if (step == 1)
-                *tile.template at<U>(token, column) = load<U>(from);
-            else
-                *tile.template at<Bytes16>(token, column) = load<Bytes16>(from);
-        }
-    });
-    barrier();
-    each_thread([&](uint32_t thread) {
-        for (uint32_t item = thread; item < slice.dims * vectors; item += kThreads) {
-            const uint32_t vector = item % vectors, dim = item / vectors;
-            const uint64_t beside = slice.target + (slice.first + dim) * part.dim_step;
-            const uint64_t* address = scratch->address[kTarget] + vector * kEach;
-            if (scratch->joined[vector] && (address[0] + beside) % 16 == 0) {
-                store(address[0] + beside, tile.column(vector * kEach, dim));
-                continue;
-            }
-            for (uint32_t i = 0; i < kEach; ++i)
-                if (address[i]) store(address[i] + beside, *tile.template at<U>(vector * kEach + i, dim));
-        }
-    });
-}
-
-// From tokens next to each other to dims next to each other. Rows of the tile are dims.
-template <class U>
-KVL_DEVICE void transpose_to_dims(const Part& part, const Slice& slice, Scratch* scratch) {
-    const Tile<U> tile(scratch->tile);
-    constexpr uint32_t kEach = Tile<U>::kEach;
-    const uint32_t columns = part.per_row.divisor(), vectors = part.group / kEach, step = part.chunk / columns;
-    each_thread([&](uint32_t thread) {
-        for (uint32_t item = thread; item < slice.dims * vectors; item += kThreads) {
-            const uint32_t vector = item % vectors, dim = item / vectors;
-            const uint64_t beside = slice.source + (slice.first + dim) * part.dim_step;
-            const uint64_t* address = scratch->address[kSource] + vector * kEach;
-            if (scratch->joined[vector] && (address[0] + beside) % 16 == 0) {
-                *tile.template at<Bytes16>(dim, vector * kEach) = load<Bytes16>(address[0] + beside);
-                continue;
-            }
-            for (uint32_t i = 0; i < kEach; ++i)
-                if (address[i]) *tile.template at<U>(dim, vector * kEach + i) = load<U>(address[i] + beside);
-        }
-    });
-    barrier();
-    each_thread([&](uint32_t thread) {
-        for (uint32_t item = thread; item < part.group * columns; item += kThreads) {
-            uint32_t column = item;
-            const uint32_t token = part.per_row.divide_out(&column);
-            column *= step;
-            const uint64_t at = scratch->address[kTarget][token];
-            if (!at || column >= slice.dims) continue;
-            const uint64_t to = at + slice.target + (slice.first + column) * sizeof(U);
-            if (step == 1)
-                store(to, *tile.template at<U>(column, token));
-            else
-                store(to, tile.column(column, token));
-        }
-    });
-}
-
-template <class U>
-KVL_DEVICE void transpose(const Part& part, uint32_t slice, Scratch* scratch) {
-    const Slice found = find_slice(part, slice);
-    const bool from_dims = part.kind == kFromDims;
-    join_tokens<U>(part, scratch->address[from_dims ? kTarget : kSource], scratch->joined);
-    if (from_dims)
-        transpose_from_dims<U>(part, found, scratch);
-    else
-        transpose_to_dims<U>(part, found, scratch);
+    const auto read = [&](auto access, uint32_t row, uint32_t column, uint64_t at) {
+        using V = decltype(access);
+        *tile.template at<V>(row, column) = load<V>(at);
+    };
+    const auto write = [&](auto access, uint32_t column, uint32_t row, uint64_t at) {
+        if constexpr (sizeof(access) == 16)
+            store(at, tile.column(row, column));
+        else
+            store(at, *tile.template at<U>(row, column));
+    };
+    const uint64_t *source = scratch->address[kSource], *target = scratch->address[kTarget];
+    join_tokens<U, kTokens>(kOfDims ? target : source, scratch->joined);
+    if constexpr (kOfDims) {
+        walk_dims<U>(part, slice, source, slice.source, read);
+        barrier();
+        walk_tokens<U, kTokens>(part, slice, target, scratch->joined, slice.target, write);
+    } else {
+        walk_tokens<U, kTokens>(part, slice, source, scratch->joined, slice.source, read);
+        barrier();
+        walk_dims<U>(part, slice, target, slice.target, write);
+    }
 }
 
 KVL_DEVICE void run_tile(const Part& part, uint32_t slice, Scratch* scratch) {
-    switch (part.unit) {
-        case 16:
-            return transpose<Bytes16>(part, slice, scratch);
-        case 8:
-            return transpose<Bytes8>(part, slice, scratch);
-        case 4:
-            return transpose<Bytes4>(part, slice, scratch);
-        case 2:
-            return transpose<Bytes2>(part, slice, scratch);
-        default:
-            return transpose<Bytes1>(part, slice, scratch);
-    }
+    const Slice found = find_slice(part, slice);
+    with_access<8>(part.unit, [&](auto unit) {
+        if (part.kind == kFromDims)
+            transpose<decltype(unit), true>(part, found, scratch);
+        else
+            transpose<decltype(unit), false>(part, found, scratch);
+    });
 }
 
 }  // namespace kvl

@@ -59,15 +59,18 @@ struct Part {
     uint32_t sides;  // bits: which sides there are
     Side side[kSides];
     // Of transposed planes: dims of a slice, slices of a head, dims in all; how far dims are apart where tokens are
-    // next to each other. Along the dims of a slice there are `per_row` accesses.
-    uint32_t chunk, chunks, size;
+    // next to each other. Where dims are, `count` go into an access, and there are `per_row` along a slice, `last_row`
+    // along a head's last one.
+    uint32_t chunk;
+    Divider chunks;
+    uint32_t size;
     uint64_t dim_step;
-    Divider per_row;
+    Divider per_row, last_row;
     // Of casts: loop[0] and [1] are tokens and heads, the others dims, counted `count` numbers at a time, `per_row` in
-    // all. To find the largest, `lanes` threads share a row.
+    // all. A pass does `rows` rows. To find the largest, `lanes` threads share a row.
     int32_t source_type, target_type;
     float factor;
-    uint32_t count;
+    uint32_t count, rows;
     Divider lanes;
 };
 
