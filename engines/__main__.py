@@ -6,7 +6,7 @@ import sys
 from engines.environment import BuildError, Environment, check_free_space, clean, default_root
 from engines.launch import python_of
 from engines.progress import say
-from engines.recipe import Recipe, RecipeError, names
+from engines.recipe import Recipe, RecipeError, all_names, names
 from engines.site import site
 
 
@@ -16,7 +16,8 @@ def main(arguments: list[str] | None = None) -> int:
     )
     commands = parser.add_subparsers(dest="command", required=True)
     build = commands.add_parser("build", help="build the environments that aren't there yet")
-    build.add_argument("engine", nargs="*", help=f"which ones (default: {' '.join(names())})")
+    others = " ".join(name for name in all_names() if name not in names())
+    build.add_argument("engine", nargs="*", help=f"which ones (default: {' '.join(names())}; others: {others})")
     path = commands.add_parser("path", help="print the Python of an engine's environment")
     path.add_argument("engine")
     commands.add_parser("list", help="which environments exist, and where")
@@ -32,7 +33,7 @@ def main(arguments: list[str] | None = None) -> int:
         elif given.command == "path":
             say(str(python_of(given.engine)))
         elif given.command == "list":
-            for environment in [Environment(Recipe.named(name), default_root()) for name in names()]:
+            for environment in [Environment(Recipe.named(name), default_root()) for name in all_names()]:
                 state = "ready" if environment.ready else "not built"
                 say(f"{environment.recipe.engine} {environment.recipe.version}: {state}, {environment.folder}")
         elif given.command == "clean":

@@ -40,7 +40,8 @@ class Environment:
 
     @property
     def name(self) -> str:
-        return f"{self.recipe.engine}-{self.recipe.digest[:12]}"
+        version = f"-{self.recipe.version}" if self.recipe.base else ""
+        return f"{self.recipe.engine}{version}-{self.recipe.digest[:12]}"
 
     @property
     def folder(self) -> Path:
@@ -55,9 +56,15 @@ class Environment:
         return self.root / f"{self.name}.log"
 
     @property
+    def base(self) -> "Environment | None":
+        """The one whose packages it sees, behind its own."""
+        return Environment(self.recipe.base, self.root) if self.recipe.base else None
+
+    @property
     def ready(self) -> bool:
-        """Whether it was built to the end and the Python it was made with is still there."""
-        return (self.folder / MARKER).is_file() and self.python.exists()
+        """Whether it was built to the end and the Python it was made with is still there; its base, likewise."""
+        whole = (self.folder / MARKER).is_file() and self.python.exists()
+        return whole and (self.base is None or self.base.ready)
 
     def build(self) -> None:
         """Build it unless it is there; wait for another process that is building it.
@@ -67,6 +74,8 @@ class Environment:
         """
         if self.ready:
             return
+        if self.base is not None:
+            self.base.build()
         wait = f"{self.recipe.engine}: another process is building {self.folder}, waiting for it"
         with locked(self.root / f"{self.name}.lock", waiting=lambda: say(wait)):
             if not self.ready:
@@ -94,6 +103,8 @@ class Environment:
             self._run([sys.executable, "-m", "venv", "--without-pip", str(self.folder)])
             (self.folder / "tmp").mkdir()
             (self.folder / "lock.txt").write_text(self.recipe.lock, encoding="utf-8")
+            if self.base is not None:
+                (self._site_packages() / "base.pth").write_text(f"{self.base._site_packages()}\n", encoding="utf-8")
         for number, part in enumerate(self.recipe.steps, start=2):
             with step(f"  [{number}/{total}] {part.say}"):
                 self._take(part)

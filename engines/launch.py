@@ -25,7 +25,7 @@ def available(engine: str) -> bool:
 
 
 def python_of(engine: str) -> Path:
-    """The Python that has `engine`.
+    """The Python that has `engine`, in its default version or in another one (`vllm==0.31.0`).
 
     Raises:
         BuildError: its environment isn't built.
@@ -34,7 +34,8 @@ def python_of(engine: str) -> Path:
         return Path(sys.executable)
     environment = _environment_of(engine)
     if not environment.ready:
-        raise BuildError(f"the environment of {engine} isn't built ({environment.folder}): run `make engines`")
+        command = f"`.venv/bin/python -m engines build {engine}`" if "==" in engine else "`make engines`"
+        raise BuildError(f"the environment of {engine} isn't built ({environment.folder}): run {command}")
     return environment.python
 
 

@@ -1,4 +1,6 @@
-"""A recipe: how the environment of one engine is built, as data (`recipes/*.toml`)."""
+"""A recipe: how the environment of one engine is built, as data (`recipes/*.toml`).
+
+`vllm.toml` is the version that is built by default, `vllm-0.31.0.toml` another one, called `vllm==0.31.0`."""
 
 import hashlib
 import json
@@ -47,22 +49,27 @@ class Recipe:
     smoke: str  # Python code the finished environment must run
     environment: dict[str, str]  # variables of processes that run the engine; not part of the digest
     standins: Path
+    base: "Recipe | None" = None  # whose packages it sees, behind its own
 
     @staticmethod
     def named(engine: str, recipes: Path = RECIPES, standins: Path = STANDINS) -> "Recipe":
-        """Read `<recipes>/<engine>.toml` and the lock file it names.
+        """Read the recipe of `vllm`, or of `vllm==0.31.0`, and the lock file and the base that it names.
 
         Raises:
             RecipeError: there is no such recipe, or it has a missing or unknown entry.
         """
-        path = recipes / f"{engine}.toml"
+        path = recipes / f"{engine.replace('==', '-')}.toml"
         if not path.is_file():
-            raise RecipeError(f"no recipe for {engine!r}; there are: {', '.join(names(recipes))}")
+            raise RecipeError(f"no recipe for {engine!r}; there are: {', '.join(all_names(recipes))}")
         table: dict[str, Any] = tomllib.loads(path.read_text(encoding="utf-8"))
         try:
             steps = tuple(_step(entry) for entry in table.pop("steps"))
-            lock = (recipes / table.pop("lock")).read_text(encoding="utf-8")
-            return Recipe(steps=steps, lock=lock, standins=standins, **table)
+            lock_file = table.pop("lock", None)
+            lock = (recipes / lock_file).read_text(encoding="utf-8") if lock_file else ""
+            base = Recipe.named(table.pop("base"), recipes, standins) if "base" in table else None
+            if base is not None:
+                table = {"disk_gb": 1.5, "smoke": base.smoke, "environment": base.environment, **table}
+            return Recipe(steps=steps, lock=lock, standins=standins, base=base, **table)
         except (KeyError, TypeError, OSError) as error:
             raise RecipeError(f"{path}: {error}") from error
 
@@ -82,6 +89,8 @@ class Recipe:
             "smoke": self.smoke,
             "python": f"{sys.implementation.cache_tag}-{platform.system()}-{platform.machine()}",
         }
+        if self.base is not None:
+            built_from |= {"base": self.base.digest}
         return hashlib.sha256(json.dumps(built_from, sort_keys=True).encode()).hexdigest()
 
 
@@ -90,8 +99,13 @@ def _step(entry: dict[str, Any]) -> Step:
 
 
 def names(recipes: Path = RECIPES) -> list[str]:
-    """The engines there are recipes for, sorted."""
-    return sorted(path.stem for path in recipes.glob("*.toml"))
+    """The engines there are recipes for, sorted; each is the name of its default version, too."""
+    return sorted(path.stem for path in recipes.glob("*.toml") if "-" not in path.stem)
+
+
+def all_names(recipes: Path = RECIPES) -> list[str]:
+    """Of every recipe, sorted."""
+    return sorted(path.stem.replace("-", "==") for path in recipes.glob("*.toml"))
 
 
 def standin_files(standin: Path) -> list[Path]:

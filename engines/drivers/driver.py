@@ -38,9 +38,10 @@ class Driver:
     """One engine in a process of its own; a context manager that leaves no process behind. With cache it waits for the
     line that says that kvlingua is on, or off (`switched_on`, `namespace`): before it there are no hits.
 
-    `url`: the store (KVLINGUA_URL). `settings`: further environment variables. `log`: the file that takes the
-    engine's output; kvlingua's metrics go to a folder beside it. `python`: another one than that of the engine's own
-    environment. Remaining keyword arguments are those of `Launch`.
+    `engine`: its name, or with a version that isn't the default one, `vllm==0.31.0`. `url`: the store (KVLINGUA_URL).
+    `settings`: further environment variables. `log`: the file that takes the engine's output; kvlingua's metrics go to
+    a folder beside it. `python`: another one than that of the engine's own environment. Remaining keyword arguments are
+    those of `Launch`.
     """
 
     def __init__(
@@ -80,7 +81,7 @@ class Driver:
                 [
                     str(self._python or python_of(self.name)),
                     "-m",
-                    f"engines.drivers.{self.name}",
+                    f"engines.drivers.{self.name.partition('==')[0]}",
                     json.dumps(asdict(self.launch)),
                 ],
                 stdin=subprocess.PIPE,
