@@ -25,7 +25,7 @@ LOCKED := $(if $(shell command -v flock),flock .make.lock) $(MAKE) --no-print-di
 unexport PYTHONPATH PYTHONHOME VIRTUAL_ENV
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help setup _setup _why_no_library check check-native check-cpus check-kernels kernels-report gpu-check fuzz format test test-fast engines engines-clean site demo clean
+.PHONY: help setup _setup _why_no_library check check-native check-cpus check-kernels kernels-report gpu-check fuzz format test test-fast engines matrix engines-clean site demo clean
 
 help: ## list the targets
 	@sed -n 's/^\([a-z-]*\):[^#]*## /\1|/p' $(MAKEFILE_LIST) | awk -F'|' '{printf "  make %-15s %s\n", $$1, $$2}'
@@ -102,6 +102,9 @@ test: check engines site ## make check, half a minute of fuzzing under sanitizer
 
 test-fast: check ## make check and the tests that start no engine
 	$(PYTEST) -m 'not engine'
+
+matrix: setup ## run the cells of matrix/ that these sources haven't run (CELLS="vllm*->*sglang": only those), builds what they need
+	$(PY) -m matrix run $(if $(CELLS),'$(CELLS)')
 
 engines: setup ## build the environments of vLLM and SGLang in the user's cache folder
 	@$(PY) -m engines build

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 
+from engines.site import CLONE, sources_digest
 from matrix.cells import FOLDER, Cell
 
 RESULTS = FOLDER / "results"
@@ -19,6 +20,7 @@ class Result:
 
     verdict  "green" or "red"
     commit   short hash of the tree that was run, with "+" if it had uncommitted changes
+    sources  what an engine's process ran of kvlingua: beginning of `engines.site.sources_digest`
     versions of what took part, e.g. {"vllm": "0.32.0"}
     hardware one phrase, e.g. "CPU, AMD EPYC"
     detail   a few words, e.g. "1472 of 1501 reused"
@@ -27,6 +29,7 @@ class Result:
     cell: Cell
     verdict: str
     commit: str
+    sources: str
     versions: Mapping[str, str]
     hardware: str
     date: str
@@ -34,9 +37,10 @@ class Result:
 
     def line(self) -> str:
         row = {
-            "cell": dict(self.cell.values),
+            "cell": self.cell.row(),
             "verdict": self.verdict,
             "commit": self.commit,
+            "sources": self.sources,
             "versions": dict(self.versions),
             "hardware": self.hardware,
             "date": self.date,
@@ -66,12 +70,12 @@ def hardware() -> str:
 
 
 def append(
-    cell: Cell, verdict: str, versions: Mapping[str, str], detail: str, path: Path = RESULTS / "pairs.jsonl"
+    cell: Cell, verdict: str, versions: Mapping[str, str], detail: str, path: Path = RESULTS / "cells.jsonl"
 ) -> Result:
     """Adds one line to `path` in a single write, so that two test processes can't mix theirs."""
-    result = Result(
-        cell, verdict, current_commit(), versions, hardware(), datetime.now(UTC).strftime("%Y-%m-%d"), detail
-    )
+    today = datetime.now(UTC).strftime("%Y-%m-%d")
+    sources = sources_digest(CLONE)[:12]
+    result = Result(cell, verdict, current_commit(), sources, versions, hardware(), today, detail)
     path.parent.mkdir(parents=True, exist_ok=True)
     descriptor = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o644)
     try:

@@ -14,7 +14,7 @@ from dataclasses import asdict
 from pathlib import Path
 from types import TracebackType
 from typing import Any
-from urllib.parse import urlsplit
+from urllib.parse import unquote, urlsplit
 
 from engines.drivers.protocol import Ask, Launch, Ready, Reply
 from engines.drivers.samples import total
@@ -156,7 +156,7 @@ class Driver:
         """How many objects the store's folder holds (file:// only)."""
         if self.url is None or not self.url.startswith("file://"):
             raise DriverError(f"objects are counted in a folder, and the store is {self.url}")
-        return sum(1 for _ in Path(urlsplit(self.url).path).rglob("*.safetensors"))
+        return sum(1 for _ in Path(unquote(urlsplit(self.url).path)).rglob("*.safetensors"))
 
     def wait_objects(self, count: int, timeout: float = 30.0) -> None:
         """Wait until the store's folder holds at least `count` objects."""
