@@ -74,11 +74,14 @@ def build(architecture: str) -> None:
         "-pthread",
         *sources.glob("*.cpp"),
     ]
-    subprocess.run([*cpu, "-o", LIBRARIES / "libkvlingua_cpu.so"], check=True)
     target = f"-gencode=arch=compute_{architecture},code=sm_{architecture}"
-    gpu = [nvcc(), *plain, "-fmad=false", target, "-cudart", "static", "-Xcompiler", "-fPIC,-fvisibility=hidden"]
-    gpu += [str(sources / source) for source in GPU_SOURCES]
-    subprocess.run([*gpu, "-o", LIBRARIES / "libkvlingua_cuda.so"], check=True)
+    device = [nvcc(), *plain, "-fmad=false", target, "-cudart", "static", "-Xcompiler", "-fPIC,-fvisibility=hidden"]
+    device += [str(sources / source) for source in GPU_SOURCES]
+    made: dict[Path, list[Any]] = {LIBRARIES / "libkvlingua_cpu.so": cpu, LIBRARIES / "libkvlingua_cuda.so": device}
+    running = [subprocess.Popen([*command, "-o", library]) for library, command in made.items()]
+    statuses = [one.wait() for one in running]
+    if any(statuses):
+        sys.exit("gpu-check: a library could not be built, for the reason above")
 
 
 def bring(wheels: Path) -> None:
