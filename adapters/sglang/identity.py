@@ -75,9 +75,9 @@ def describe(context: Any) -> ModelDescription:
     model, runner = context.model_config, context.tp_worker.model_runner
     for name, wrong, reason in (
         ("disable_radix_cache", context.params.disable, "SGLang's own prefix cache is disabled"),
-        ("sliding_window", context.is_hybrid_swa, "sliding-window attention isn't supported yet"),
+        ("sliding_window", context.is_hybrid_swa, "of layers with a sliding window SGLang keeps the last window only"),
         ("hybrid", context.is_hybrid_ssm, "hybrid models with recurrent state aren't supported yet"),
-        ("mla", context.is_dsa or model.attention_arch.name != "MHA", "only MHA and GQA are supported so far"),
+        ("mla", context.is_dsa or model.attention_arch.name != "MHA", "SGLang's latent attention was never run"),
         ("speculative", context.params.is_eagle, "speculative decoding isn't supported yet"),
         ("pooling", not model.is_generation, "embedding and pooling models aren't supported"),
         ("encoder_decoder", model.is_encoder_decoder, "encoder-decoder models aren't supported"),

@@ -8,22 +8,22 @@ from __future__ import annotations
 import weakref
 from array import array
 from collections.abc import Callable, Sequence
+from concurrent.futures import Future
 from typing import Any
 
 import torch
 
-from kvlingua.adapters.sglang.memo import MOST_LOADS, Load, Memo, Question, Stage
+from kvlingua.adapters.sglang.memo import MOST_LOADS, Load, Memo, Stage
 from kvlingua.adapters.sglang.ranks import Ranks
 from kvlingua.adapters.sglang.staging import Staging
 from kvlingua.adapters.sglang.views import blocks_of
 from kvlingua.common.activation import Activation
-from kvlingua.common.cache import KVCache
+from kvlingua.common.cache import Hit, KVCache
 from kvlingua.common.cpu_clock import clock_methods
 from kvlingua.common.errors import LoadError, UnsupportedError
 from kvlingua.common.guard import Guard
 from kvlingua.common.identity.model import ModelDescription
 from kvlingua.common.identity.namespace import Namespace
-from kvlingua.common.job_queue import JobQueue
 from kvlingua.common.prefix import reusable_tokens
 from kvlingua.layouts.view import Pool
 
@@ -38,14 +38,18 @@ class Link:
     """
 
     def __init__(
-        self, cache: KVCache, description: ModelDescription, pool: Pool, guard: Guard, ranks: Ranks | None = None
+        self,
+        cache: KVCache,
+        description: ModelDescription,
+        pool: Pool,
+        guard: Guard,
+        ranks: Ranks | None = None,
     ) -> None:
         self.ranks = Ranks() if ranks is None else ranks
         self._cache = cache
         self._activation = Activation(cache, description, guard)
         self._pool = pool
         self._guard = guard
-        self._questions = JobQueue("kvlingua-ask")
         self._staging = Staging(cache, pool)
         # By the request itself, not its rid, which users choose: two live ones may have the same.
         self._memos: weakref.WeakKeyDictionary[Any, Memo] = weakref.WeakKeyDictionary()
@@ -95,22 +99,22 @@ class Link:
         return memo
 
     def ask(self, request: Any, memo: Memo) -> None:
-        """Have a thread look up the request's tokens, those it has generated included; `said` gives the answer."""
+        """Have the request's tokens looked up, those it has generated included; `said` gives the answer."""
         memo.asked = request.origin_input_ids + request.output_ids
-        memo.stage, memo.hit, memo.tokens = Stage.ASKED, None, 0
-        memo.question = question = Question()
-        tokens, digests = memo.asked, list(memo.digests)
-        if self._namespace is None or not self._questions.submit(
-            "lookup", lambda: self._answer(question, memo.seed, digests, tokens), question.answered.set
-        ):
-            question.answered.set()
+        memo.stage, memo.hit, memo.tokens, memo.loads = Stage.ASKED, None, 0, 0
+        namespace = self._namespace
+        if namespace is not None:
+            memo.question = self._guard.run("lookup", None, self._submit_lookup, namespace, memo)
 
     def said(self, memo: Memo) -> int:
         """What this rank alone knows of a request that is ASKED or LOADING."""
-        if memo.stage is Stage.ASKED and memo.question is not None:
-            if not memo.question.answered.is_set():
-                return PENDING
-            return 0 if memo.question.hit is None else memo.question.hit.tokens
+        if memo.stage is Stage.ASKED:
+            if memo.question is not None:
+                if not memo.question.done():
+                    return PENDING
+                question, memo.question = memo.question.result(), None
+                memo.hit = self._guard.run("lookup", None, question)
+            return 0 if memo.hit is None else memo.hit.tokens
         if memo.load is None:
             return FAILED
         if not memo.load.handle.done():
@@ -119,13 +123,10 @@ class Link:
 
     def answered(self, memo: Memo, tokens: int) -> None:
         """All ranks have their answers: so many leading tokens are stored for each of them."""
-        question, memo.question = memo.question, None
         memo.tokens, memo.stage = tokens, Stage.KNOWN if tokens > 0 else Stage.SETTLED
-        if question is not None:
-            memo.hit = question.hit
-            memo.digests = max(memo.digests, question.digests, key=len)
-            if question.hit is not None:
-                memo.stored = max(memo.stored, question.hit.tokens)
+        if memo.hit is not None:
+            memo.digests = max(memo.digests, list(memo.hit.digests), key=len)
+            memo.stored = max(memo.stored, memo.hit.tokens)
 
     def promised(self, memo: Memo, tokens: array[int], limit: int, have: int) -> int:
         """How many leading tokens of `tokens` a KNOWN or LOADED request may count on; 0 if no more than `have`.
@@ -178,7 +179,7 @@ class Link:
 
     def store(self, request: Any, tokens: array[int], row: torch.Tensor) -> None:
         """Store the whole chunks of the request's computed `tokens`, which lie in the pool's rows `row` [token]."""
-        if self._stores and self._namespace is not None:
+        if self._stores and not self._off:
             self._guard.run("store", None, self._store, request, tokens, row)
 
     def sweep(self) -> None:
@@ -189,30 +190,19 @@ class Link:
     def _namespace(self) -> Namespace | None:
         return None if self._off else self._activation.namespace
 
-    def _answer(self, question: Question, seed: bytes, digests: list[bytes], tokens: array[int]) -> None:
-        """In the thread that asks."""
-        try:
-            question.hit = self._guard.run("lookup", None, self._lookup, question, seed, digests, tokens)
-        finally:
-            question.answered.set()
-
-    def _lookup(self, question: Question, seed: bytes, digests: list[bytes], tokens: array[int]) -> Any:
-        namespace = self._namespace
-        if namespace is None:
-            return None
-        question.digests = Memo(None, seed, digests=digests).chain(tokens, namespace.chunk_tokens)
-        return self._cache.lookup(namespace, tokens, seed=seed, extent=self._pool.extent, digests=question.digests)
+    def _submit_lookup(self, namespace: Namespace, memo: Memo) -> Future[Callable[[], Hit]]:
+        return self._cache.submit_lookup(namespace, memo.asked, seed=memo.seed, extent=self._pool.extent)
 
     def _submit(self, memo: Memo, start: int, stop: int, slots: torch.Tensor) -> Load:
-        if self._namespace is None or memo.hit is None:
+        if self._off or memo.hit is None:
             raise LoadError(f"what was promised, {stop} tokens, is known no more")
         view = self._pool.view(blocks_of(slots, self._pool.page, start), start, stop)
         return Load(start, stop, slots, self._cache.submit_load(memo.hit, view, start, stop))
 
     def _store(self, request: Any, tokens: array[int], row: torch.Tensor) -> None:
-        namespace, page = self._namespace, self._pool.page
-        memo = self.memo(request)
-        if namespace is None or memo.reason is not None:
+        memo, page = self.memo(request), self._pool.page
+        namespace = self._namespace if memo.reason is None else None
+        if namespace is None:
             return
         chunk = namespace.chunk_tokens
         last = len(tokens) // chunk

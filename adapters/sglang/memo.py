@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import enum
-import threading
 from array import array
+from collections.abc import Callable
+from concurrent.futures import Future
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -28,15 +29,6 @@ class Stage(enum.Enum):
     SETTLED = enum.auto()  # nothing (more) is promised
 
 
-class Question:
-    """A lookup that a thread makes. hit, digests: what it found, and the chain of the tokens, once it is answered."""
-
-    def __init__(self) -> None:
-        self.answered = threading.Event()
-        self.digests: list[bytes] = []
-        self.hit: Hit | None = None
-
-
 @dataclass
 class Load:
     """A load of the tokens [start, stop) into SGLang's rows `slots` [token], which nobody else has meanwhile."""
@@ -52,17 +44,17 @@ class Memo:
     """One per request.
 
     reason: why the request passes through, or None. seed: what its salts put before the chain. asked: the token ids
-    that were looked up. found: this rank's answer. tokens: how many leading ones the store has for all ranks. load:
-    while it is LOADING or LOADED. loads: how many were begun. begins: while another's load of a text that
-    begins like this is waited for. digests: of the chunks of what it is known to consist of.
-    stored: leading tokens that need not be stored.
+    that were looked up. question: the lookup, until its answer was taken, which is `hit`. tokens: how many leading ones
+    the store has for all ranks. load: while it is LOADING or LOADED. loads: how many were begun. begins: what is
+    begun by another's load, while that is waited for. digests: of the chunks of what it is known to consist of. stored:
+    leading tokens that need not be stored.
     """
 
     reason: str | None
     seed: bytes
     stage: Stage = Stage.NEW
     asked: array[int] = field(default_factory=lambda: array("q"))
-    question: Question | None = None
+    question: Future[Callable[[], Hit]] | None = None
     hit: Hit | None = None
     tokens: int = 0
     load: Load | None = None

@@ -76,13 +76,17 @@ class KVLinguaRadixCache(UnifiedRadixCache):
         return releases.loaded(slots, inserted.last_device_node)
 
     def _begin(self, waiting: Waiting, request: Any, have: int, count: int) -> bool:
-        """Whether the request is to wait: for its own load, for another's, or for memory that others' loads hold."""
+        """Whether the request is to wait: for its own load, for another's, or for memory that others' loads hold.
+
+        What others have loaded goes before this one waits: SGLang considers them behind it, once it is admitted.
+        """
         if waiting.beside(request, have, have + count):
             return True
         allocator = self.token_to_kv_pool_allocator
-        lacking = count - allocator.available_size()
-        if lacking > 0:
-            super().evict(EvictParams(num_tokens=lacking))
+        if allocator.available_size() < count:
+            super().evict(EvictParams(num_tokens=count - allocator.available_size()))
+        if allocator.available_size() < count:
+            waiting.give_back(count - allocator.available_size(), loaded=True)
         if allocator.available_size() < count and waiting.held:
             return True
         return waiting.begin(request, have, have + count, allocator.alloc(count))

@@ -19,6 +19,13 @@ _AXES = {
     "nhd": ("sglang_nhd", ("token", "head", "dim")),  # [slot, head, dim]: a slot is a block and a token in it
     "hnd": ("sglang_hnd", ("block", "head", "token", "dim")),  # [page, head, token, dim]
 }
+# Why other kinds of pool are refused. How an MLATokenToKVPool lies is known (`sglang_mla`), and copied to the bit.
+_OTHERS = {
+    "MLATokenToKVPool": "SGLang computes latent attention with AMX or on a GPU only, where kvlingua was never run",
+    "SWAKVPool": "of layers with a sliding window SGLang keeps the last window only, so that chunks aren't whole",
+    "MHATokenToKVPoolFP4": "its numbers can't be used without the scales of its own blocks",
+}
+_UNKNOWN = "how it lies isn't known"
 
 
 def describe_pool(kv: Any, geometry: Geometry, page: int, extent: Extent | None = None) -> Pool:
@@ -32,7 +39,8 @@ def describe_pool(kv: Any, geometry: Geometry, page: int, extent: Extent | None 
     from sglang.srt.mem_cache.memory_pool import MHATokenToKVPool
 
     if type(kv) is not MHATokenToKVPool:
-        raise UnsupportedError("pool", f"a KV cache of kind {type(kv).__name__} isn't supported yet")
+        kind = type(kv).__name__
+        raise UnsupportedError("pool", f"a KV cache of kind {kind} isn't supported: {_OTHERS.get(kind, _UNKNOWN)}")
     plain = type(kv.quant_method) is UnquantizedKVCacheMethod and kv.k_scale_buffer is None
     if not plain or kv.dtype != kv.store_dtype:
         raise UnsupportedError("kv_quantised", f"a KV cache of {kv.dtype} kept as {kv.store_dtype} isn't supported yet")

@@ -14,16 +14,19 @@ anything before all ranks have agreed that it has.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from concurrent.futures import wait
 from typing import Any
 
 import torch
 
 from kvlingua.adapters.sglang.link import FAILED, PENDING, Link
 from kvlingua.adapters.sglang.memo import Load, Memo, Stage
+from kvlingua.common.cpu_clock import clock_methods
 
 IDLE_WAIT_S = 0.002  # with nothing else to do, so long a step waits for the first answer instead of spinning
 
 
+@clock_methods
 class Waiting:
     """free: gives rows [token] back to SGLang's allocator."""
 
@@ -60,6 +63,8 @@ class Waiting:
                 asked.append((request, memo))
             elif memo.begins and self._loading(memo.begins):
                 aside.add(id(request))
+            else:
+                memo.begins = []
         if not asked:
             return aside
         if idle and len(asked) + len(aside) == len(queue):
@@ -113,16 +118,18 @@ class Waiting:
                 self._free(rest)
         return load.slots[first:last]
 
-    def give_back(self, tokens: int) -> int:
+    def give_back(self, tokens: int, *, loaded: bool = False) -> int:
         """Free the memory of loads, the latest first, until that many tokens' are freed; how many were.
 
-        Such a request may be promised the same again.
+        loaded: only of those that have ended. Such a request may be promised the same again.
         """
         freed = 0
-        while freed < tokens and self._holders:
-            _, memo = self._holders[-1]
-            freed += self._drop(memo)
-            memo.stage = Stage.KNOWN
+        for _, memo in reversed(self._holders):
+            if freed >= tokens:
+                break
+            if not loaded or memo.stage is Stage.LOADED:
+                freed += self._drop(memo)
+                memo.stage = Stage.KNOWN
         return freed
 
     def _drop_those_gone(self, queue: Sequence[Any]) -> None:
@@ -166,6 +173,6 @@ class Waiting:
 
 def _wait(memo: Memo) -> None:
     if memo.question is not None:
-        memo.question.answered.wait(IDLE_WAIT_S)
+        wait([memo.question], IDLE_WAIT_S)
     elif memo.load is not None:
         memo.load.handle.wait(IDLE_WAIT_S)

@@ -4,6 +4,7 @@ Such a file checks what needs SGLang's classes but no running engine; it prints 
 """
 
 import json
+import os
 import subprocess
 from pathlib import Path
 from typing import Any
@@ -17,6 +18,7 @@ def run(file: str, *arguments: str, **settings: str) -> dict[str, Any]:
     """The JSON that `file`, beside this one, prints, and its `stderr`. settings: further environment variables."""
     command = [str(python_of("sglang")), str(HERE / file), *arguments]
     variables = environment("sglang", {"OMP_NUM_THREADS": "1", **settings})
+    variables["PYTHONPATH"] = os.pathsep.join([variables["PYTHONPATH"], str(HERE.parents[2])])
     done = subprocess.run(command, env=variables, capture_output=True, text=True, timeout=240, check=False)
     assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-4000:]
     report: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])

@@ -17,7 +17,7 @@ import pytest
 from engines.drivers.driver import Driver
 from engines.drivers.protocol import Ask
 from tests.engines.sglang.conftest import Launcher
-from tests.engines.texts import chunks, length, taken, text
+from tests.engines.texts import chunks, length, taken, text, whole
 from tests.engines.trouble import full, needs_root, no_folder, read_only
 from tests.hanging import HangingFolder, hanging_folder, why_not
 from tests.spoil import garbage
@@ -122,8 +122,8 @@ def test_objects_of_garbage_and_a_store_that_begins_to_hang(running: Running, co
     running.clear()
     driver, store = running.driver, running.store
     assert tokens(driver, *TEXTS) == cold[:3]
-    driver.wait_objects(chunks(*TEXTS))
-    assert garbage(store) == chunks(*TEXTS)
+    driver.wait_objects(whole(*TEXTS))
+    assert garbage(store) == whole(*TEXTS)
     (store / "x.safetensors").write_bytes(os.urandom(1000))
     assert driver.call("flush_cache")
     reply = driver.generate(*TEXTS)
@@ -131,7 +131,7 @@ def test_objects_of_garbage_and_a_store_that_begins_to_hang(running: Running, co
     assert (reply.reused, reply.computed) == (0, length(*TEXTS))
     assert driver.metric_reaches("kvlingua_corrupt_objects_total", chunks(*TEXTS))
     assert any("load failed" in line for line in said(driver))
-    driver.wait_objects(chunks(*TEXTS) + 1)
+    driver.wait_objects(whole(*TEXTS) + 1)
     assert driver.call("flush_cache")
     reply = driver.generate(*TEXTS)
     assert [answer.tokens for answer in reply.answers] == cold[:3]

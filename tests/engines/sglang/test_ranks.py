@@ -6,10 +6,12 @@ from pathlib import Path
 
 import pytest
 
+from demo.job import MODEL
 from engines.drivers.driver import Driver
 from engines.drivers.protocol import Ask, Reply
 from kvlingua.common.identity.chain import chain_digests
 from tests.engines.sglang.conftest import Launcher
+from tests.engines.sglang.in_engine import run
 from tests.engines.texts import CHUNK, chunks, length, objects_of, taken, text, whole
 from tests.spoil import flip_byte, negate_v
 
@@ -99,3 +101,16 @@ def test_two_ranks(two: Driver, cold: tuple[Path, dict[int, list[int]]], launch:
     with launch(store) as driver:  # by two ranks, for one
         ask(driver, TWO, taken(PAGE, TWO))
         ask(driver, FLIPPED, taken(PAGE, FLIPPED))
+
+
+def test_what_one_rank_lacks_both_do_without(tmp_path: Path) -> None:
+    """[a load was begun, tokens promised afterwards, tokens' memory freed, held]"""
+    found = run("ranks_process.py", str(MODEL), str(tmp_path))
+    assert found["0"] == {
+        "same": [True, False, False, False],
+        "one has no memory": [False, 0, 128, 0],
+        "both load": [True, 128, 0, 128],
+        "one fails": [True, 0, 128, 0],
+        "one has less": 64,
+    }
+    assert found["1"] == found["0"] | {"one has no memory": [False, 0, 0, 0]}

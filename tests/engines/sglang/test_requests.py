@@ -13,7 +13,7 @@ from demo.job import MODEL
 from engines.drivers.driver import Driver, DriverError
 from engines.drivers.protocol import Ask, Reply
 from tests.engines.sglang.conftest import Launcher
-from tests.engines.texts import chunks, length, taken, text
+from tests.engines.texts import length, taken, text, whole
 
 STORED, NEW, LATER = text(80), text(81), text(82)
 
@@ -23,7 +23,7 @@ def driver(launch: Launcher, tmp_path_factory: pytest.TempPathFactory) -> Iterat
     """Page 16; the store has one text, SGLang's own prefix cache has none."""
     with launch(tmp_path_factory.mktemp("requests") / "store") as running:
         running.generate(STORED)
-        running.wait_objects(chunks(STORED))
+        running.wait_objects(whole(STORED))
         yield running
 
 

@@ -20,8 +20,14 @@ RUNS, LATER = text(130, max_tokens=150), text(131)
 STORED = [text(seed, tokens=450) for seed in range(132, 136)]
 CHAT = text(140, tokens=300, max_tokens=200)
 GREEDY = [text(seed, tokens=200, max_tokens=300) for seed in range(150, 154)]
-# Room for four prompts, not for what they generate, of which SGLang expects little: it has to take requests back.
-CROWDED = {"max_total_tokens": 1600, "schedule_conservativeness": 0.05, "chunked_prefill_size": 128}
+CROWDED = {"max_total_tokens": 1600, "chunked_prefill_size": 128}
+# SGLang's own switch for tests: every so many steps it takes back requests that run. A loaded machine asks slowly.
+SETTINGS = {
+    "SGLANG_TEST_RETRACT": "1",
+    "SGLANG_TEST_RETRACT_INTERVAL": "25",
+    "KVLINGUA_LOOKUP_TIMEOUT_S": "3",
+    "KVLINGUA_LOAD_TIMEOUT_S": "120",
+}
 STALL_S = 100
 
 
@@ -50,14 +56,13 @@ def running(launch: Launcher, tmp_path_factory: pytest.TempPathFactory) -> Itera
         turn = next_turn(cold[id(CHAT)])
         cold[id(turn)] = driver.generate(turn).answers[0].tokens
     folder = tmp_path_factory.mktemp("waiting")
-    settings = {"KVLINGUA_LOAD_TIMEOUT_S": "120"}
     if why_not() is not None:
-        with launch(folder / "store", settings=settings, engine=CROWDED) as driver:
+        with launch(folder / "store", settings=SETTINGS, engine=CROWDED) as driver:
             yield Running(driver, folder / "store", None, cold, turn)
         return
     with hanging_folder(folder) as hanging:
         store = hanging.path / "store"
-        with launch(store, settings=settings, engine=CROWDED) as driver:
+        with launch(store, settings=SETTINGS, engine=CROWDED) as driver:
             yield Running(driver, store, hanging, cold, turn)
 
 
@@ -78,8 +83,8 @@ def test_retracted_requests_are_answered_as_ever(running: Running) -> None:
         assert driver.call("flush_cache")
         reply = driver.generate(*GREEDY)
         assert [answer.tokens for answer in reply.answers] == [running.cold[id(ask)] for ask in GREEDY]
-    assert "retract" in driver.log_text().lower()
-    assert reply.reused > 0
+    assert "Testing retraction" in driver.log_text()
+    assert reply.reused >= taken(PAGE, *GREEDY)
     assert driver.call("flush_cache"), "nothing is held any more"
 
 
