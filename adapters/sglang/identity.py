@@ -82,7 +82,7 @@ def describe(context: Any) -> ModelDescription:
         ("pooling", not model.is_generation, "embedding and pooling models aren't supported"),
         ("encoder_decoder", model.is_encoder_decoder, "encoder-decoder models aren't supported"),
         ("multimodal", model.is_multimodal, "multimodal models aren't supported yet"),
-        ("merged_adapter", model.pointer_head is not None, "a checkpoint that is merged while loading isn't supported"),
+        ("merged_adapter", _merged(model), "a checkpoint that is merged while loading isn't supported"),
         ("model_code", not _is_own(runner.model), f"{type(runner.model).__name__} isn't SGLang's own implementation"),
         ("attention", _attention(runner) not in _ATTENTION, f"{_attention(runner)} isn't known to be full attention"),
     ):
@@ -124,6 +124,10 @@ def _check_version() -> None:
 
     if not SGLANG.supports(sglang.__version__):
         raise UnsupportedError("version", SGLANG.refusal(sglang.__version__))
+
+
+def _merged(model: Any) -> bool:
+    return "pointer_head" not in ABSENT and model.pointer_head is not None
 
 
 def _is_own(model: object) -> bool:

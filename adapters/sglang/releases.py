@@ -15,11 +15,14 @@ import torch
 VERSION: str = sglang.__version__
 _ROWS = VERSION in ("0.5.20", "0.5.21")  # matches and requests carry their rows [token] instead of how many there are
 
-# Arguments that a release doesn't have.
-ABSENT = {
-    "0.5.20": ("attn_dp_size", "enable_kv_cache_sharding", "enable_paged_experts", "enable_pd_role_switch"),
-    "0.5.21": ("attn_dp_size", "enable_kv_cache_sharding", "enable_paged_experts"),
-    "0.5.22": ("enable_paged_experts",),
+# Arguments, and attributes of requests and of the model's configuration, that a release doesn't have yet.
+_NEW_IN_21 = ("enable_pd_role_switch", "token_indices_to_pool")
+_NEW_IN_22 = ("attn_dp_size", "enable_kv_cache_sharding", "decision_layout")
+_NEW_IN_23 = ("enable_paged_experts", "pointer_head")
+ABSENT: tuple[str, ...] = {
+    "0.5.20": (*_NEW_IN_21, *_NEW_IN_22, *_NEW_IN_23),
+    "0.5.21": (*_NEW_IN_22, *_NEW_IN_23),
+    "0.5.22": _NEW_IN_23,
 }.get(VERSION, ())
 
 _UPDATER = "sglang.srt.model_executor.model_runner_components.weight_updater.WeightUpdater"

@@ -2,6 +2,8 @@
 
 from typing import Any
 
+from kvlingua.adapters.sglang.releases import ABSENT
+
 # Attributes of SGLang's Req that say otherwise, when set, and the reason code. The rest of Req was read: it chooses
 # among logits, says what is returned, or belongs to what is refused at start (LoRA, speculation, separate servers).
 MARKS = {
@@ -22,6 +24,6 @@ MARKS = {
 def pass_through(request: Any) -> str | None:
     """The reason code why `request` (SGLang's Req) is left alone, or None if it may be served from the store."""
     for name, reason in MARKS.items():
-        if getattr(request, name) is not None:
+        if name not in ABSENT and getattr(request, name) is not None:
             return reason
     return None
