@@ -14,10 +14,11 @@ from engines.launch import environment, python_of
 HERE = Path(__file__).parent
 
 
-def run(file: str, *arguments: str, **settings: str) -> dict[str, Any]:
-    """The JSON that `file`, beside this one, prints, and its `stderr`. settings: further environment variables."""
-    command = [str(python_of("sglang")), str(HERE / file), *arguments]
-    variables = environment("sglang", {"OMP_NUM_THREADS": "1", **settings})
+def run(file: str, *arguments: str, release: str = "sglang", **settings: str) -> dict[str, Any]:
+    """The JSON that `file`, beside this one, prints, and its `stderr`. settings: further environment variables.
+    release: another one's environment, `sglang==0.5.22`."""
+    command = [str(python_of(release)), str(HERE / file), *arguments]
+    variables = environment(release, {"OMP_NUM_THREADS": "1", **settings})
     variables["PYTHONPATH"] = os.pathsep.join([variables["PYTHONPATH"], str(HERE.parents[2])])
     done = subprocess.run(command, env=variables, capture_output=True, text=True, timeout=240, check=False)
     assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-4000:]

@@ -23,6 +23,7 @@ from sglang.srt.session.session_controller import Session
 
 from kvlingua.adapters.sglang.link import Link
 from kvlingua.adapters.sglang.memo import Memo, Stage
+from kvlingua.adapters.sglang.releases import ABSENT
 from kvlingua.adapters.sglang.requests import MARKS
 from kvlingua.adapters.sglang.views import describe_pool
 from kvlingua.adapters.sglang.waiting import Waiting
@@ -241,8 +242,8 @@ def main() -> None:
     report = {
         "objects": bench.objects(),
         "control": control(bench),
-        "marks": sorted(MARKS),
-        "passing": {mark: passing(bench, mark) for mark in (*GIVEN, *SET)},
+        "marks": sorted(set(MARKS) - set(ABSENT)),
+        "passing": {mark: passing(bench, mark) for mark in (*GIVEN, *SET) if mark not in ABSENT},
         "one rid": of_one_rid(bench),
         "retracted": retracted(bench, PROMPT),
         "retracted, whole chunks": retracted(bench, PROMPT[:STORED]),
