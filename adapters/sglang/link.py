@@ -56,9 +56,7 @@ class Link:
         self.loads = cache.config.role != "producer"
         self._stores = cache.config.role != "consumer" and self.ranks.writes(description.geometry)
         self._off = False
-        self.step: Callable[[Sequence[Any], bool], set[int]] = lambda queue, idle: (
-            set()
-        )  # `Waiting.step`, once there is
+        self.step: Callable[[Sequence[Any], bool], set[int]] = _nobody  # `Waiting.step`, once there is one
 
     def start(self) -> None:
         """Find out the namespace in a thread of its own: the weights are read once per machine, which takes a while."""
@@ -75,10 +73,8 @@ class Link:
     @property
     def settings(self) -> str:
         """What all ranks of an engine must have alike, so that they wait for each other at the same steps."""
-        config = self._cache.config
-        return (
-            f"{config.role} {config.chunk_tokens} {config.layers_per_shard} {self._pool.layout.name} {self._pool.page}"
-        )
+        config, pool = self._cache.config, self._pool
+        return f"{config.role} {config.chunk_tokens} {config.layers_per_shard} {pool.layout.name} {pool.page}"
 
     @property
     def chunk_tokens(self) -> int:
@@ -92,8 +88,9 @@ class Link:
         """What is remembered about SGLang's Req."""
         memo = self._memos.get(request)
         if memo is None:
-            memo = self._memos[request] = Memo.of(request)
-            if memo.reason is not None:
+            memo = self._guard.run("request", Memo("error", b"", Stage.SETTLED), Memo.of, request)
+            self._memos[request] = memo
+            if memo.reason not in (None, "error"):
                 error = UnsupportedError(memo.reason, "the KV of such requests isn't a function of their token ids")
                 self._guard.refuse("request", error, "it passes through")
         return memo
@@ -217,3 +214,8 @@ class Link:
             if not self._staging.store(namespace, digests, source, first, last):
                 return
         memo.stored = last * chunk
+
+
+def _nobody(queue: Sequence[Any], idle: bool) -> set[int]:
+    """Who steps aside as long as nobody can."""
+    return set()

@@ -251,6 +251,7 @@ def main() -> None:
     }
     before = bench.objects()
     bench.store(request(NEW))
+    report["a key that is no text"] = bench.promise(request(extra_key="\ud800"))
     report["stored without a mark"] = bench.objects() - before
     report["holding"] = holding(bench)
     print(json.dumps(report))

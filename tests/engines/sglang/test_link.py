@@ -27,6 +27,7 @@ def test_every_kind_that_passes_through(report: dict[str, Any]) -> None:
     right = {"set": True, "promised": [0, 0], "grown": [0, 0], "control": [TAKEN, 1]}
     assert report["passing"] == dict.fromkeys(report["passing"], right)
     assert report["stored without a mark"] == 2
+    assert report["a key that is no text"] == 0
 
 
 def test_requests_of_one_rid_share_nothing(report: dict[str, Any]) -> None:
