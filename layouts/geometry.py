@@ -218,6 +218,12 @@ class Geometry:
         return self.numbers[0].dtype
 
     @property
+    def scales_per(self) -> Per | None:
+        """What of the numbers shares a scale; None if there are none."""
+        scale = self.scale(self.numbers[0])
+        return None if scale is None else scale.per
+
+    @property
     def full(self) -> Extent:
         """All heads and layers."""
         return Extent(0, self.kv_heads, 0, self.layers)

@@ -1,4 +1,4 @@
-"""The families of models whose KV is known to be the same in every engine: dense decoders with full attention.
+"""The families of models whose KV is known to be the same in every engine: decoders with full attention.
 
 To add one: compare its K and V in Hugging Face transformers, vLLM and SGLang on the same weights, numerically, then
 add a row.
@@ -21,8 +21,10 @@ class Architecture:
     theta: set if config.json has no say in it. scaled_rope: whether linear, llama3 and yarn are computed alike.
     kv_heads, head_dim: whether config.json must state them (`required`: transformers' default is a number of its
     own), may (`optional`: as many as heads; hidden size / heads), or may only repeat what follows (`derived`).
-    requires: values of fields that must hold where the field is present. states: fields that must be present with
-    that value.
+    requires: values, or tuples of them, of which fields must have one where they are present. states: fields that must
+    be present with that value. latent: whether attention is multi-head latent (MLA): a latent and a rotated key per
+    token take the place of kv heads. windows: whether layers may attend to a sliding window, where the engine says that
+    it takes part with such models.
     """
 
     classes: tuple[str, ...]
@@ -35,6 +37,8 @@ class Architecture:
     requires: Mapping[str, Any] = field(default_factory=dict)
     states: Mapping[str, Any] = field(default_factory=dict)
     names: Mapping[str, str] = field(default_factory=dict)
+    latent: bool = False
+    windows: bool = False
 
 
 _WINDOW_OFF = {"use_sliding_window": False}
@@ -54,6 +58,13 @@ ARCHITECTURES: Mapping[str, Architecture] = {
         classes=("Qwen3ForCausalLM",), scaled_rope=True, kv_heads="required", head_dim="required", requires=_WINDOW_OFF
     ),
     "olmo2": Architecture(classes=("Olmo2ForCausalLM",)),
+    "gemma2": Architecture(
+        classes=("Gemma2ForCausalLM",),
+        kv_heads="required",
+        head_dim="required",
+        requires={"attention_bias": False, "use_bidirectional_attention": (None, False)},
+        windows=True,
+    ),
     "granite": Architecture(classes=("GraniteForCausalLM",), scaled_rope=True),
     "phi": Architecture(classes=("PhiForCausalLM",), rotary_factor=0.5, requires={"qk_layernorm": False}),
     "stablelm": Architecture(
@@ -93,6 +104,28 @@ ARCHITECTURES: Mapping[str, Architecture] = {
         kv_heads="required",
         head_dim="required",
     ),
+    # Of these two transformers normalises latents with an epsilon of its own, and engines with that of config.json.
+    # How experts are chosen is computed alike only so; transformers holds the rotated key of a V3 as halves.
+    "deepseek_v2": Architecture(
+        classes=("DeepseekV2ForCausalLM",),
+        rope_order="interleaved",
+        requires={
+            "scoring_func": "softmax",
+            "n_group": (None, 1),
+            "topk_group": (None, 1),
+            "norm_topk_prob": False,
+            "attention_bias": False,
+            "mlp_bias": False,
+        },
+        states={"rms_norm_eps": 1e-06, "topk_method": "greedy"},
+        latent=True,
+    ),
+    "deepseek_v3": Architecture(
+        classes=("DeepseekV3ForCausalLM",),
+        requires={"rope_interleave": True, "attention_bias": False},
+        states={"rms_norm_eps": 1e-06, "topk_method": "noaux_tc", "scoring_func": "sigmoid"},
+        latent=True,
+    ),
 }
 
 # Anything but the named value (or null, or absence) may change what is computed, in some engine or in all.
@@ -101,6 +134,7 @@ _MUST_NOT_BE_SET: Mapping[str, tuple[Any, str]] = {
     "compression_config": (None, "quantised weights"),
     "auto_map": (None, "code of the model's own"),
     "kv_lora_rank": (None, "multi-head latent attention (MLA)"),
+    "index_topk": (None, "sparse attention"),
     "attention_chunk_size": (None, "chunked local attention"),
     "dual_chunk_attention_config": (None, "dual chunk attention"),
     "is_encoder_decoder": (False, "an encoder"),
@@ -113,8 +147,11 @@ _MUST_NOT_BE_SET: Mapping[str, tuple[Any, str]] = {
 }
 
 
-def architecture_of(config: Mapping[str, Any]) -> Architecture:
-    """The row for a config.json. Raises UnsupportedError unless its model is of a known family, and plainly so."""
+def architecture_of(config: Mapping[str, Any], windows: bool = False) -> Architecture:
+    """The row for a config.json. Raises UnsupportedError unless its model is of a known family, and plainly so.
+
+    windows: whether layers with a sliding window are understood by who asks.
+    """
     name = config.get("model_type")
     row = ARCHITECTURES.get(name) if isinstance(name, str) else None
     if row is None:
@@ -128,21 +165,28 @@ def architecture_of(config: Mapping[str, Any]) -> Architecture:
         expected = " or ".join(row.classes)
         raise UnsupportedError("model_type", f"architectures {classes!r} of a {name}: only [{expected}] is supported")
     for key, (harmless, what) in _MUST_NOT_BE_SET.items():
-        if config.get(key) not in (None, harmless):
+        if not (row.latent and key == "kv_lora_rank") and config.get(key) not in (None, harmless):
             raise UnsupportedError("model_feature", f"{what} ({key} in config.json) is not supported yet")
     for key, value in row.requires.items():
-        if config.get(key, value) is not value:
+        if key in config and not _is_one_of(config[key], value):
             raise UnsupportedError("model_feature", f"{name} with {key} = {config[key]!r} is not supported yet")
     for key, value in row.states.items():
-        if config.get(key, ...) is not value:
+        if not _is_one_of(config.get(key, ...), value):
             raise UnsupportedError("model_feature", f"{name} is supported only where config.json says {key}: {value}")
-    _refuse_windows(config, row)
+    _refuse_windows(config, row, windows and row.windows)
     return row
 
 
-def _refuse_windows(config: Mapping[str, Any], row: Architecture) -> None:
-    if "use_sliding_window" not in row.requires and config.get("sliding_window") is not None:
+def _is_one_of(found: Any, expected: Any) -> bool:
+    """Whether it is the expected value, or one of a tuple of them; 1 is not true, nor is 0 false."""
+    values = expected if isinstance(expected, tuple) else (expected,)
+    return any(type(found) is type(value) and found == value for value in values)
+
+
+def _refuse_windows(config: Mapping[str, Any], row: Architecture, allowed: bool) -> None:
+    known = {"full_attention", "sliding_attention"} if allowed else {"full_attention"}
+    if not allowed and "use_sliding_window" not in row.requires and config.get("sliding_window") is not None:
         raise UnsupportedError("sliding_window", f"a sliding window of {config['sliding_window']} is not supported yet")
     kinds = config.get("layer_types")
-    if kinds is not None and (not isinstance(kinds, list) or any(kind != "full_attention" for kind in kinds)):
+    if kinds is not None and (not isinstance(kinds, list) or any(kind not in known for kind in kinds)):
         raise UnsupportedError("hybrid", "layers that are not all full_attention (layer_types) are not supported yet")

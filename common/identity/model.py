@@ -10,10 +10,10 @@ from kvlingua.common.identity import canonical_json, rope
 from kvlingua.common.identity.architectures import Architecture, architecture_of
 from kvlingua.common.identity.canonical_json import JSONObject
 from kvlingua.common.identity.extents import ShardGrid
-from kvlingua.common.identity.namespace import COMPUTE_DTYPES, Namespace
+from kvlingua.common.identity.namespace import COMPUTE_DTYPES, FP8_DTYPES, Namespace
 from kvlingua.common.identity.weight_files import model_folder, weight_files
 from kvlingua.common.regular_file import only_regular
-from kvlingua.layouts.geometry import Geometry, Order, Rope
+from kvlingua.layouts.geometry import Geometry, Order, Per, Rope
 
 # Fields of config.json that are no part of a namespace, and why they can't change KV.
 IGNORED_REASONS: Mapping[str, str] = {
@@ -74,10 +74,10 @@ class ModelDescription:
             weight_format=self.weight_format,
             quantization=self.quantization,
             kv_dtype=self.geometry.dtype,
-            scales_policy="none",  # models whose caches have scales aren't described yet
+            scales_policy=self.geometry.scales_per or "none",
             layers=self.geometry.layers,
             kv_heads=self.geometry.kv_heads,
-            planes={plane.name: plane.width for plane in self.geometry.planes},
+            planes={plane.name: plane.width for plane in self.geometry.numbers},
             chunk_tokens=chunk_tokens,
             heads_per_shard=grid.heads_per_shard,
             layers_per_shard=grid.layers_per_shard,
@@ -90,6 +90,8 @@ def describe_model(
     overrides: Mapping[str, Any] | None = None,
     compute_dtype: str,
     kv_dtype: str,
+    scales: Per | None = None,
+    windows: bool = False,
     load_format: str = "auto",
     quantization: str | None = None,
     revision: str | None = None,
@@ -97,23 +99,23 @@ def describe_model(
     """Describe the model in a folder, or a hub id's local snapshot.
 
     `overrides`: fields of config.json that the engine was told to use otherwise; one that repeats config.json is none.
-    Dtypes are those of `COMPUTE_DTYPES`. Raises UnsupportedError for whatever isn't proved to give the same KV in all
-    engines.
+    Dtypes are those of `COMPUTE_DTYPES`; the KV's is one of `FP8_DTYPES` where `scales` says what of it shares a scale.
+    windows: whether layers with a sliding window are understood.
+    Raises UnsupportedError for whatever isn't proved to give the same KV in all engines.
     """
     if quantization is not None:
         raise UnsupportedError("quantization", f"quantised weights ({quantization}) are not supported yet")
-    for what, dtype in (("compute", compute_dtype), ("KV cache", kv_dtype)):
-        if dtype not in COMPUTE_DTYPES:
-            known = ", ".join(COMPUTE_DTYPES)
+    kv_dtypes = COMPUTE_DTYPES if scales is None else FP8_DTYPES
+    for what, dtype, dtypes in (("compute", compute_dtype, COMPUTE_DTYPES), ("KV cache", kv_dtype, kv_dtypes)):
+        if dtype not in dtypes:
+            known = ", ".join(dtypes)
             raise UnsupportedError("dtype", f"{what} dtype {dtype} is not supported: use one of {known}")
     folder = model_folder(path, revision)
     on_disk = _read_config(folder / "config.json")
     changed = _changed(on_disk, overrides or {})
     config = _effective(on_disk, changed)
-    row = architecture_of(config)
-    layers, kv_heads, head_dim = _sizes(config, row)
-    state = rope.normalised(config, row, head_dim)
-    rotated = Rope(row.rope_order, state["rotary_dim"])
+    row = architecture_of(config, windows)
+    state, geometry = _kept(config, row, kv_dtype, scales)
     apart = IGNORED_FIELDS | rope.FIELDS
     return ModelDescription(
         folder=folder,
@@ -121,7 +123,7 @@ def describe_model(
         overrides=changed,
         rope=state,
         rope_order=row.rope_order,
-        geometry=Geometry.kv(layers, kv_heads, head_dim, kv_dtype, rope=rotated),
+        geometry=geometry,
         compute_dtype=compute_dtype,
         weight_format="safetensors",
         quantization=None,
@@ -185,6 +187,22 @@ def _effective(on_disk: Mapping[str, Any], changed: Mapping[str, Any]) -> dict[s
             if key in new:
                 config.pop(key, None)
     return config
+
+
+def _kept(
+    config: Mapping[str, Any], row: Architecture, kv_dtype: str, scales: Per | None
+) -> tuple[dict[str, Any], Geometry]:
+    """The state of the rotary embedding, and what is kept of a token."""
+    if row.latent:
+        width = _count(config, row, "qk_rope_head_dim")
+        state = rope.normalised(config, row, width)
+        rotated = Rope(row.rope_order, state["rotary_dim"])
+        layers, latent = _count(config, row, "num_hidden_layers"), _count(config, row, "kv_lora_rank")
+        return state, Geometry.mla(layers, latent, width, kv_dtype, rope=rotated, scales=scales)
+    layers, kv_heads, head_dim = _sizes(config, row)
+    state = rope.normalised(config, row, head_dim)
+    rotated = Rope(row.rope_order, state["rotary_dim"])
+    return state, Geometry.kv(layers, kv_heads, head_dim, kv_dtype, scales=scales, rope=rotated)
 
 
 def _sizes(config: Mapping[str, Any], row: Architecture) -> tuple[int, int, int]:

@@ -2,7 +2,7 @@
 
 import os
 import stat
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 from kvlingua.common.errors import UnsupportedError
@@ -14,8 +14,13 @@ _MAX_STEPS = 1000  # of a path, the links on it followed: far more than the kern
 
 
 def check_unchanged(description: ModelDescription, since_ns: int | None) -> None:
-    """Raise UnsupportedError unless what the paths of config.json and of the weight files lead to is older than
-    `since_ns`.
+    """`check_paths` of config.json and of the weight files."""
+    said = [description.folder / name for name in ("config.json", INDEX)]
+    check_paths([*filter(os.path.lexists, said), *description.weight_files.values()], since_ns)
+
+
+def check_paths(paths: Iterable[Path], since_ns: int | None) -> None:
+    """Raise UnsupportedError unless what these paths lead to is older than `since_ns`, or one can't be followed.
 
     Every step of the way counts: a link that was changed, or a folder that was renamed, leads to other files.
     """
@@ -23,8 +28,7 @@ def check_unchanged(description: ModelDescription, since_ns: int | None) -> None
         raise UnsupportedError(
             "fingerprint", "when this process began can't be read from /proc: which weights it has is unproved"
         )
-    said = [description.folder / name for name in ("config.json", INDEX)]
-    for path in [*filter(os.path.lexists, said), *description.weight_files.values()]:
+    for path in paths:
         for step, facts, folder in _steps(path.absolute()):
             if facts.st_ctime_ns <= since_ns + _TOLERANCE_NS:
                 continue

@@ -30,6 +30,14 @@ def digest(path: Path, config: dict[str, Any] | None = None, **options: Any) -> 
     return describe(model_folder(path, config), **options).namespace("ab" * 32, chunk_tokens=64).digest
 
 
+# Of the two families with latent attention: what real configurations say, and transformers' classes don't on their own.
+ROUTING: dict[str, dict[str, Any]] = {
+    "deepseek_v2": {"topk_method": "greedy", "scoring_func": "softmax"},
+    "deepseek_v3": {"topk_method": "noaux_tc", "scoring_func": "sigmoid"},
+}
+EXPERTS = {"n_routed_experts": 8, "num_experts_per_tok": 2, "moe_intermediate_size": 64, "kv_lora_rank": 64}
+
+
 @pytest.mark.parametrize("model_type", ARCHITECTURES)
 def test_families_as_transformers_saves_them(model_type: str, tmp_path: Path) -> None:
     """The geometry is that of the cache which transformers itself fills, from the configuration as it saves it."""
@@ -40,11 +48,13 @@ def test_families_as_transformers_saves_them(model_type: str, tmp_path: Path) ->
         sizes = {"n_layer": 2, "n_head": 4, "n_embd": 128, "rotary_dim": 16}
     if model_type == "mistral":
         sizes["sliding_window"] = None
+    if model_type in ROUTING:
+        sizes |= EXPERTS | ROUTING[model_type] | {"num_key_value_heads": 4}
     tokens = {"bos_token_id": 1, "eos_token_id": 2, "pad_token_id": 0}
     config = transformers.CONFIG_MAPPING[model_type](**sizes, **tokens, intermediate_size=64, vocab_size=32)
     model = transformers.AutoModelForCausalLM.from_config(config).eval()
     model.save_pretrained(tmp_path)
-    geometry = describe(tmp_path).geometry
+    geometry = describe(tmp_path, windows=True).geometry
     cache = transformers.DynamicCache()
     with torch.no_grad():
         model(torch.tensor([[3, 4, 5]]), past_key_values=cache)
@@ -58,14 +68,51 @@ def test_families_as_transformers_saves_them(model_type: str, tmp_path: Path) ->
 def test_the_rotated_width_is_that_of_transformers(model_type: str, tmp_path: Path) -> None:
     config = transformers.CONFIG_MAPPING[model_type](
         architectures=list(ARCHITECTURES[model_type].classes[:1]),
-        **({"sliding_window": None} if model_type == "mistral" else {}),
+        **({"sliding_window": None} if model_type == "mistral" else ROUTING.get(model_type, {})),
     )
     config.save_pretrained(tmp_path)
     (tmp_path / "model.safetensors").write_bytes(b"weights")
-    state = describe(tmp_path).rope
+    state = describe(tmp_path, windows=True).rope
     head_dim = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
     assert state["rotary_dim"] == int(head_dim * config.rope_parameters.get("partial_rotary_factor", 1.0))
     assert state["theta"] == config.rope_parameters["rope_theta"]
+
+
+def test_what_is_kept_of_latent_attention(tmp_path: Path) -> None:
+    """The rotated key's dims are in the order of transformers' cache: pairs of a V2, halves of a V3."""
+    for name, order in (("deepseek_v2", "interleaved"), ("deepseek_v3", "half")):
+        own = {"model_type": name, "architectures": list(ARCHITECTURES[name].classes), "rms_norm_eps": 1e-6}
+        config = changed(**own, **EXPERTS, **ROUTING[name], qk_rope_head_dim=16)
+        found = describe(model_folder(tmp_path / name, config))
+        latent, rope = found.geometry.planes
+        assert (latent.name, latent.width, rope.name, rope.width) == ("latent", 64, "rope", 16)
+        assert (rope.rope.order, rope.rope.width, found.geometry.kv_heads) == (order, 16, 1)
+        assert found.namespace("ab" * 32, chunk_tokens=64).geometry == found.geometry
+
+
+def test_fp8_has_its_scales_in_the_identity(tmp_path: Path) -> None:
+    found = describe(model_folder(tmp_path), kv_dtype="float8_e4m3fn", scales="tensor")
+    namespace = found.namespace("ab" * 32, chunk_tokens=64)
+    assert (namespace.kv_dtype, namespace.scales_policy) == ("float8_e4m3fn", "tensor")
+    assert namespace.planes == {"k": 32, "v": 32}
+    assert namespace.geometry == found.geometry
+    with pytest.raises(UnsupportedError, match="float8_e4m3fn"):
+        describe(model_folder(tmp_path), kv_dtype="float8_e4m3fn")
+    with pytest.raises(UnsupportedError, match="use one of float8"):
+        describe(model_folder(tmp_path), scales="tensor")
+
+
+def test_windows_are_part_of_the_identity(tmp_path: Path) -> None:
+    own = {"model_type": "gemma2", "architectures": ["Gemma2ForCausalLM"], "head_dim": 32}
+    kinds = ["sliding_attention", "full_attention"]
+    digests = {
+        digest(tmp_path / str(window), changed(**own, sliding_window=window, layer_types=kinds), windows=True)
+        for window in (64, 128)
+    }
+    assert len(digests) == 2
+    for kinds in (["chunked_attention", "full_attention"], "sliding_attention"):
+        with pytest.raises(UnsupportedError, match="layer_types"):
+            digest(tmp_path / "other", changed(**own, sliding_window=64, layer_types=kinds), windows=True)
 
 
 def test_description_of_a_llama(tmp_path: Path) -> None:
@@ -161,6 +208,7 @@ def test_overrides_that_engines_may_take_differently_are_refused(
         ({"quantization_config": {"bits": 4}}, "model_feature"),
         ({"auto_map": {"AutoModel": "modeling.Mine"}}, "model_feature"),
         ({"kv_lora_rank": 512}, "model_feature"),
+        ({"index_topk": 2048}, "model_feature"),
         ({"is_causal": False}, "model_feature"),
         ({"sliding_window": 4096}, "sliding_window"),
         ({"layer_types": ["full_attention", "sliding_attention"]}, "hybrid"),
@@ -215,6 +263,16 @@ def test_what_is_not_proved_is_refused(change: dict[str, Any], reason: str, tmp_
         ("phi", {"rope_parameters": {"rope_type": "linear", "rope_theta": 1e4, "factor": 2.0}}, "rope"),
         ("glm", {"partial_rotary_factor": 0.03}, "rope"),
         ("gptj", {"rotary_dim": None}, "rope"),
+        ("gemma2", {"sliding_window": 64}, "sliding_window"),  # who asks doesn't say that it understands windows
+        ("gemma2", {"use_bidirectional_attention": True}, "model_feature"),
+        ("deepseek_v2", {"rms_norm_eps": 1e-5}, "model_feature"),
+        ("deepseek_v2", {"topk_method": "group_limited_greedy"}, "model_feature"),
+        ("deepseek_v2", {"n_group": 8}, "model_feature"),
+        ("deepseek_v2", {"kv_lora_rank": MISSING}, "config"),
+        ("deepseek_v3", {"scoring_func": MISSING}, "model_feature"),
+        ("deepseek_v3", {"rope_interleave": False}, "model_feature"),
+        ("deepseek_v3", {"rope_interleave": None}, "model_feature"),
+        ("deepseek_v3", {"qk_rope_head_dim": 63}, "rope"),
         ("gptj", {"rope_theta": 1e4}, "rope"),
     ],
     ids=str,
@@ -226,6 +284,8 @@ def test_what_is_not_proved_of_a_family_is_refused(
         "mistral": {"sliding_window": None},
         "qwen3": {"head_dim": 32},
         "glm": {"head_dim": 32},
+        "gemma2": {"head_dim": 32},
+        **{name: {"rms_norm_eps": 1e-6, "qk_rope_head_dim": 64} | EXPERTS | ROUTING[name] for name in ROUTING},
         "gptj": {"n_embd": 256, "n_head": 8, "n_layer": 2, "rotary_dim": 16, "rope_parameters": MISSING},
     }.get(model_type, {})
     base = {"model_type": model_type, "architectures": list(ARCHITECTURES[model_type].classes[:1])} | own
