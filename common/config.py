@@ -25,6 +25,7 @@ from pydantic import (
 
 from kvlingua.common.errors import ConfigError
 from kvlingua.common.regular_file import only_regular
+from kvlingua.layouts.cache_home import cache_home
 
 PREFIX = "KVLINGUA_"
 FILE_VARIABLE = "KVLINGUA_CONFIG"
@@ -61,11 +62,6 @@ def _path(value: object) -> object:
 
 def _lower(value: object) -> object:
     return value.lower() if isinstance(value, str) else value
-
-
-def cache_home() -> Path:
-    """The user's cache folder for kvlingua: $XDG_CACHE_HOME/kvlingua or ~/.cache/kvlingua."""
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "kvlingua"
 
 
 Count = Annotated[int, BeforeValidator(_number), Field(ge=1, le=1 << 16)]

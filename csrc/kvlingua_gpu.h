@@ -11,7 +11,7 @@
 #include "kvlingua.h"
 
 // Version of this header, and of the plans in it; a caller refuses any other than its own.
-#define KVL_GPU_ABI_VERSION (100 * KVL_ABI_VERSION + 2)
+#define KVL_GPU_ABI_VERSION (100 * KVL_ABI_VERSION + 3)
 KVL_API int32_t kvl_gpu_abi_version(void);
 
 // "cuda", "hip", or "host" for the twin.
@@ -35,17 +35,36 @@ typedef struct kvl_gpu_device {
 } kvl_gpu_device;
 KVL_API int32_t kvl_gpu_describe(int32_t device, kvl_gpu_device* found);
 
-// KVL_OK if this library has code for a device. It is loaded then, so that nothing has to be while a graph is captured.
+// KVL_OK if this library has code for a device. All of it is loaded then, also where the platform is set to load
+// kernels at their first launch, and also while this thread captures a graph.
 KVL_API int32_t kvl_gpu_ready(int32_t device);
 
-// Pins memory of the host, so that kernels of all devices reach it at the address that it has, until it is unpinned.
-// KVL_UNSUPPORTED where a platform would give it another address. The device is the one that does it, for all.
+// Loads a code object that was built for a device's architecture (csrc/cuda/device_code.cu), to be launched there from
+// then on in place of what the library lacks. KVL_UNSUPPORTED but on HIP. It stays loaded.
+KVL_API int32_t kvl_gpu_load(int32_t device, const void* code_object);
+
+// Pins memory of the host, so that kernels of all devices reach it, until it is unpinned. The device is the one that
+// does it, for all.
 KVL_API int32_t kvl_gpu_pin(int32_t device, void* memory, int64_t bytes);
+// Where a device sees memory that was pinned, which on AMD's may be at another address than the host does.
+KVL_API int32_t kvl_gpu_mapped(int32_t device, void* memory, uint64_t* address);
 KVL_API int32_t kvl_gpu_unpin(int32_t device, void* memory);
 
 // A plain copy by a copy engine, between a device's memory and pinned memory or its own. It is launched, not waited
 // for.
 KVL_API int32_t kvl_gpu_copy(int32_t device, void* stream, void* target, const void* source, int64_t bytes);
+
+// A second stream, for copies beside kernels, and events to order both by; `events` is an array of that many. Nothing
+// on the default stream waits for it. Made for one thread, which ends it when it needs it no more: what was launched
+// there still runs to its end.
+KVL_API int32_t kvl_gpu_begin_lane(int32_t device, void** stream, void** events, int32_t count);
+KVL_API int32_t kvl_gpu_end_lane(int32_t device, void* stream, void** events, int32_t count);
+// Marks where a stream has come to; what comes on a stream from now on waits for the mark, as it is now. Neither waits.
+KVL_API int32_t kvl_gpu_record(int32_t device, void* event, void* stream);
+KVL_API int32_t kvl_gpu_follow(int32_t device, void* stream, void* event);
+
+// Whether what is launched on a stream goes into a graph: 1, else 0.
+KVL_API int32_t kvl_gpu_captured(int32_t device, void* stream, int32_t* found);
 
 // Waits for what was launched on a stream, and for nothing else. Only a caller that needs a verdict has to.
 KVL_API int32_t kvl_gpu_wait(int32_t device, void* stream);

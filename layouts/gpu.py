@@ -14,17 +14,21 @@ from functools import cache
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
-from kvlingua.layouts import native, torch_streams, verdict
+from kvlingua.layouts import just_in_time, native, torch_streams, verdict
 from kvlingua.layouts.checks import check, scales_error
+from kvlingua.layouts.device_addresses import use_device_addresses
 from kvlingua.layouts.errors import LayoutError
+from kvlingua.layouts.lane import Lane, lane
 from kvlingua.layouts.memory import Buffer
 from kvlingua.layouts.plan import Plan
-from kvlingua.layouts.staging import can_stage, runs, stages
+from kvlingua.layouts.staging import PARTS, Stage, can_stage, runs, stages
 from kvlingua.layouts.tuning import Tuning, tuning
 from kvlingua.layouts.view import View
 
-ABI_VERSION = 100 * native.ABI_VERSION + 2
+ABI_VERSION = 100 * native.ABI_VERSION + 3
 NO_VERDICT = 1  # KVL_NULL
+CAPTURING = range(1900, 1909)
+"""KVL_PLATFORM_ERROR and what CUDA and HIP both call errors of stream capture."""
 
 Platform = Literal["cuda", "hip"]
 
@@ -66,13 +70,20 @@ _hip: Loaded | None = None
 _decided: dict[tuple[str, int], Loaded] = {}
 
 _FUNCTIONS: Mapping[str, tuple[Any, ...]] = {
+    "kvl_gpu_begin_lane": (c_int32, POINTER(c_void_p), POINTER(c_void_p), c_int32),
+    "kvl_gpu_captured": (c_int32, c_void_p, POINTER(c_int32)),
     "kvl_gpu_convert": (POINTER(Call),),
     "kvl_gpu_copy": (c_int32, c_void_p, c_void_p, c_void_p, c_int64),
     "kvl_gpu_devices": (POINTER(c_int32),),
     "kvl_gpu_describe": (c_int32, POINTER(Device)),
+    "kvl_gpu_end_lane": (c_int32, c_void_p, POINTER(c_void_p), c_int32),
+    "kvl_gpu_follow": (c_int32, c_void_p, c_void_p),
+    "kvl_gpu_load": (c_int32, c_char_p),
+    "kvl_gpu_mapped": (c_int32, c_void_p, POINTER(c_uint64)),
     "kvl_gpu_pieces": (POINTER(Call), POINTER(c_int64)),
     "kvl_gpu_pin": (c_int32, c_void_p, c_int64),
     "kvl_gpu_ready": (c_int32,),
+    "kvl_gpu_record": (c_int32, c_void_p, c_void_p),
     "kvl_gpu_unpin": (c_int32, c_void_p),
     "kvl_gpu_wait": (c_int32, c_void_p),
 }
@@ -152,7 +163,8 @@ def available(index: int = 0) -> bool:
 def on(index: int) -> Loaded:
     """The library for this process's platform, once it has shown that it has code for that GPU; which is loaded then.
 
-    Asked once for each GPU, so that nothing has to be loaded while a graph is captured.
+    Asked once for each GPU: all kernels are loaded then, so that nothing has to be while a graph is captured. Raises
+    LayoutError where this thread captures one now and the platform doesn't let it be loaded; nothing is decided then.
     """
     found = here()
     if found.library is None:
@@ -169,9 +181,18 @@ def _ready(found: Loaded, library: ctypes.CDLL, index: int) -> Loaded:
     if not code and index >= count.value:
         return Loaded(None, f"{found.description}, finds {count.value} devices, none with number {index}")
     code = code or library.kvl_gpu_ready(index)
-    if code:
-        return Loaded(None, f"{found.description}, can't use device {index}: {_message(library, code)}")
-    return found
+    if code in CAPTURING:
+        raise LayoutError(
+            f"kernels can't be loaded on device {index} while a graph is captured: convert something there before"
+            f" ({_message(library, code)})"
+        )
+    if not code:
+        return found
+    why = f"{found.description}, can't use device {index}: {_message(library, code)}"
+    if code in just_in_time.NO_CODE and library.kvl_gpu_platform() == b"hip":
+        built = just_in_time.load(library, index)
+        return Loaded(None, f"{why}; {built}") if built else found
+    return Loaded(None, why)
 
 
 def _message(library: ctypes.CDLL, code: int) -> str:
@@ -243,13 +264,16 @@ def run(plan: Plan, stream: int | None = None) -> None:
     source, target = plan.source, plan.target
     pinned = source if source.pool.device == "pinned" else target if target.pool.device == "pinned" else None
     told = native.call(plan)
+    kept = use_device_addresses(told, (source.pool, target.pool), index)
     piece_bytes = size.piece_bytes if pinned else 0
     call = Call(pointer(told), queue, 0, index, size.block_bytes, size.blocks, 0, piece_bytes)
     if pinned and _is_staged(plan, pinned, size) and not _pieces(plan, library, call):
         call.piece_bytes = 0
-        run_staged(plan, pinned, torch_streams.buffer(index, queue, size.staging_bytes), library, call)
+        beside = lane(library, index, queue)
+        run_staged(plan, pinned, torch_streams.buffer(index, queue, size.staging_bytes), library, call, beside)
     else:
         launch(plan, library, call)
+    del kept  # arrays that the call has read
 
 
 def device_index(plan: Plan) -> int:
@@ -264,19 +288,31 @@ def _pieces(plan: Plan, library: ctypes.CDLL, call: Call) -> int:
     return count.value
 
 
-def run_staged(plan: Plan, pinned: View, buffer: Buffer, library: ctypes.CDLL, call: Call) -> None:
-    """Run a plan by way of a buffer on the device (staging.py). As `run`."""
+def run_staged(
+    plan: Plan, pinned: View, buffer: Buffer, library: ctypes.CDLL, call: Call, beside: Lane | None = None
+) -> None:
+    """Run a plan by way of a buffer on the device (staging.py), copies on the stream `beside`, or after the kernels on
+    theirs. As `run`."""
     check(plan)  # of all stages, before the first one
-    for stage in stages(plan, pinned, buffer):
+    inward, queue = pinned is plan.source, call.stream or 0
+
+    def convert(stage: Stage, stream: int) -> None:
         told = native.call(stage.plan)
-        call.plan = pointer(told)
-        if pinned is not plan.source:
-            launch(stage.plan, library, call)
+        call.plan, call.stream = pointer(told), stream
+        launch(stage.plan, library, call)
+
+    def copy(stage: Stage, stream: int) -> None:
         for there, here, nbytes in stage.runs:
-            target, source = (here, there) if pinned is plan.source else (there, here)
-            _check(library, library.kvl_gpu_copy(call.device, call.stream, target, source, nbytes))
-        if pinned is plan.source:
-            launch(stage.plan, library, call)
+            target, source = (here, there) if inward else (there, here)
+            _check(library, library.kvl_gpu_copy(call.device, stream, target, source, nbytes))
+
+    first, second = (copy, convert) if inward else (convert, copy)
+    if beside:
+        beside.run(stages(plan, pinned, buffer, PARTS), first, second, queue, inward)
+        return
+    for stage in stages(plan, pinned, buffer):
+        first(stage, queue)
+        second(stage, queue)
 
 
 def _is_staged(plan: Plan, pinned: View, size: Tuning) -> bool:
@@ -284,7 +320,7 @@ def _is_staged(plan: Plan, pinned: View, size: Tuning) -> bool:
     nbytes = pinned.pool.geometry.block_bytes(pinned.pool.extent, pinned.tokens)
     if not 0 < size.stage_bytes <= nbytes or "torch" not in sys.modules or plan.recipe.compares:
         return False
-    return can_stage(plan, pinned, size.staging_bytes) and nbytes >= size.run_bytes * runs(pinned)
+    return can_stage(plan, pinned, size.staging_bytes // PARTS) and nbytes >= size.run_bytes * runs(pinned)
 
 
 def launch(plan: Plan, library: ctypes.CDLL, call: Call) -> None:
@@ -298,7 +334,7 @@ def launch(plan: Plan, library: ctypes.CDLL, call: Call) -> None:
         if code != NO_VERDICT:
             _refuse(plan, library, code)
     page = verdict.page(library, call.device)
-    call.verdict = page.address
+    call.verdict = page.address_on(call.device)
     code = library.kvl_gpu_convert(byref(call))
     # After an error of the platform part of it may be under way.
     waited = library.kvl_gpu_wait(call.device, call.stream) if code in (0, *range(1001, 2000)) else 0

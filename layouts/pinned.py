@@ -6,8 +6,11 @@ import ctypes
 import mmap
 import os
 import warnings
+from ctypes import byref, c_uint64
 from pathlib import Path
+from typing import Literal
 
+from kvlingua.layouts import hip_python
 from kvlingua.layouts.errors import LayoutError
 from kvlingua.layouts.memory import Buffer
 
@@ -40,10 +43,23 @@ class Pinned:
             ctypes.memset(address, 0, nbytes)
         finally:
             os.sched_setaffinity(0, before)
-        code = library.kvl_gpu_pin(device, address, nbytes)
-        if code:
-            raise LayoutError(f"{nbytes} bytes can't be pinned: {library.kvl_gpu_message(code).decode()}")
+        self._hip = hip_python.bindings().hip if library.kvl_gpu_platform() == b"hip" else None
+        wrong = self._call("pin", address, nbytes)
+        if wrong:
+            raise LayoutError(f"{nbytes} bytes can't be pinned: {wrong}")
         self.address = address
+        self._seen: dict[int, int] = {}
+
+    def address_on(self, device: int) -> int:
+        """Where a GPU sees it: on AMD's that may be another address than the CPU's. Raises LayoutError if it doesn't."""
+        if device not in self._seen:
+            found = c_uint64(0)
+            code = self._library.kvl_gpu_mapped(device, self.address, byref(found))
+            if code:
+                message = self._library.kvl_gpu_message(code).decode()
+                raise LayoutError(f"device {device} doesn't see {len(self._memory)} bytes of pinned memory: {message}")
+            self._seen[device] = found.value
+        return self._seen[device]
 
     @property
     def buffer(self) -> Buffer:
@@ -53,10 +69,24 @@ class Pinned:
     def close(self) -> None:
         """Unpin it. Nothing may use it any more, nor be on its way to or from it. Raises LayoutError if that fails."""
         address, self.address = self.address, 0
-        code = self._library.kvl_gpu_unpin(self._device, address) if address else 0
-        if code:
+        wrong = self._call("unpin", address) if address else ""
+        if wrong:
             _left.append(self._memory)
-            raise LayoutError(f"memory can't be unpinned: {self._library.kvl_gpu_message(code).decode()}")
+            raise LayoutError(f"memory can't be unpinned: {wrong}")
+
+    def _call(self, what: Literal["pin", "unpin"], address: int, *nbytes: int) -> str:
+        """By hip-python where that is installed, else by the library; what went wrong, else nothing."""
+        if self._hip is not None:
+            try:
+                if what == "pin":
+                    hip_python.register(self._hip, self._device, address, *nbytes)
+                else:
+                    hip_python.unregister(self._hip, self._device, address)
+            except hip_python.HipError as error:
+                return str(error)
+            return ""
+        code = getattr(self._library, f"kvl_gpu_{what}")(self._device, address, *nbytes)
+        return self._library.kvl_gpu_message(code).decode() if code else ""
 
     def __del__(self) -> None:
         if self.address:

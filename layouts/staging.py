@@ -2,8 +2,8 @@
 
 Kernels are fastest within the device's memory, copy engines across the bus. So whole blocks are gathered into a buffer
 on the GPU and copied from there, or copied there and scattered: one launch for as many blocks as there is room for, and
-one copy for each run of blocks that follow each other in pinned memory. All on one stream, so that the buffer is free
-again when the next blocks come to it.
+one copy for each run of blocks that follow each other in pinned memory. The buffer has two parts, which stages take in
+turn, so that a kernel works on one while a copy engine does on the other (lane.py).
 """
 
 from __future__ import annotations
@@ -19,36 +19,42 @@ from kvlingua.layouts.strides import arrange
 from kvlingua.layouts.view import Pool, View
 
 
+PARTS = 2
+
+
 @dataclass(frozen=True, slots=True)
 class Stage:
     """Some blocks: the plan between engine and buffer, and the copies between buffer and pinned memory.
 
-    runs: address in pinned memory, address in the buffer, bytes.
+    runs: address in pinned memory, address in the buffer, bytes. part: of the buffer, which it takes.
     """
 
+    part: int
     plan: Plan
     runs: tuple[tuple[int, int, int], ...]
 
 
-def stages(plan: Plan, pinned: View, buffer: Buffer) -> Iterator[Stage]:
-    """A plan in stages that each fit into the buffer; `pinned` is its side in pinned memory. For `can_stage` only."""
+def stages(plan: Plan, pinned: View, buffer: Buffer, parts: int = 1) -> Iterator[Stage]:
+    """A plan in stages that each fit into one of so many parts of the buffer, taken in turn; `pinned` is its side in
+    pinned memory. For `can_stage` only, of a part's bytes."""
     pool, blocks = pinned.pool, pinned.blocks
     size, memory = _block_bytes(pool), pool.buffers[0].pointer
-    room, first = buffer.nbytes // size, pinned.start // pool.page
-    for begin in range(0, len(blocks), room):
+    room, first = buffer.nbytes // parts // size, pinned.start // pool.page
+    for number, begin in enumerate(range(0, len(blocks), room)):
+        part = replace(buffer, pointer=buffer.pointer + number % parts * room * size, nbytes=room * size)
         end = min(begin + room, len(blocks))
         count = end - begin
-        beside = _pool(pool, count, buffer)
+        beside = _pool(pool, count, part)
         tokens = (first + begin) * pool.page - pinned.start, (first + end) * pool.page - pinned.start
         staged = View(beside, array("q", range(count)), 0, count * pool.page)
         other = plan.source if pinned is plan.target else plan.target
         other = replace(other, start=other.start + tokens[0], stop=other.start + tokens[1])
         sides = (other, staged) if pinned is plan.target else (staged, other)
         found = tuple(
-            (memory + blocks[one] * size, buffer.pointer + (one - begin) * size, (other - one) * size)
+            (memory + blocks[one] * size, part.pointer + (one - begin) * size, (other - one) * size)
             for one, other in _runs(blocks, begin, end)
         )
-        yield Stage(replace(plan, source=sides[0], target=sides[1]), found)
+        yield Stage(number % parts, replace(plan, source=sides[0], target=sides[1]), found)
 
 
 def runs(pinned: View) -> int:

@@ -46,18 +46,18 @@ int32_t guarded(const F& run) {
 constexpr int64_t kBlockBytes = 32 << 10, kBlocks = 512;  // until tuned: layouts/tuning.toml
 
 template <uint32_t kWords>
-int run(const Launch& launch, void* stream) {
+int run(const Launch& launch, int device, void* stream) {
     Work<kWords> work;
     work.head = launch.head;
     std::memcpy(work.words, launch.words.data(), launch.words.size() * sizeof(uint64_t));
-    return run_kernel(&work, launch.blocks, stream);
+    return run_kernel(&work, launch.blocks, device, stream);
 }
 
 // Copying a large argument for a small launch would take longer than the launch.
-int run(const Launch& launch, void* stream) {
+int run(const Launch& launch, int device, void* stream) {
     if constexpr (kMostWords > kSmallWords)
-        if (launch.words.size() > kSmallWords) return run<kMostWords>(launch, stream);
-    return run<std::min(kSmallWords, kMostWords)>(launch, stream);
+        if (launch.words.size() > kSmallWords) return run<kMostWords>(launch, device, stream);
+    return run<std::min(kSmallWords, kMostWords)>(launch, device, stream);
 }
 
 template <class F>
@@ -93,7 +93,7 @@ int32_t convert(const kvl_gpu_call& call) {
     const Tuning tuning = {call.block_bytes ? call.block_bytes : kBlockBytes, call.blocks ? call.blocks : kBlocks};
     const std::vector<Launch> launches = find_launches(*call.plan, call.verdict, tuning, kMostWords);
     int error = 0;
-    for (size_t i = 0; i < launches.size() && !error; ++i) error = run(launches[i], call.stream);
+    for (size_t i = 0; i < launches.size() && !error; ++i) error = run(launches[i], call.device, call.stream);
     return code(error);
 }
 
@@ -126,6 +126,8 @@ int32_t kvl_gpu_describe(int32_t device, kvl_gpu_device* found) {
 
 int32_t kvl_gpu_ready(int32_t device) {
     return kvl::on(device, [] {
+        const kvl::Relaxed relaxed;
+        if (relaxed.error()) return kvl::code(relaxed.error());
         const int error = kvl::load_kernel<std::min(kvl::kSmallWords, kvl::kMostWords)>();
         return kvl::code(error ? error : kvl::load_kernel<kvl::kMostWords>());
     });
@@ -134,12 +136,77 @@ int32_t kvl_gpu_ready(int32_t device) {
 int32_t kvl_gpu_pin(int32_t device, void* memory, int64_t bytes) {
     if (!memory) return KVL_NULL;
     if (bytes <= 0) return KVL_SIZE;
-    return kvl::on(device, [&]() -> int32_t {
-        void* mapped = nullptr;
-        const int error = kvl::pin(memory, static_cast<size_t>(bytes), &mapped);
-        if (error || mapped == memory) return kvl::code(error);
-        const int other = kvl::unpin(memory);
-        return other ? kvl::code(other) : KVL_UNSUPPORTED;
+    return kvl::on(device, [&] { return kvl::code(kvl::pin(memory, static_cast<size_t>(bytes))); });
+}
+
+int32_t kvl_gpu_mapped(int32_t device, void* memory, uint64_t* address) {
+    if (!memory || !address) return KVL_NULL;
+    *address = 0;
+    return kvl::on(device, [&] {
+        void* found = nullptr;
+        const int error = kvl::mapped(memory, &found);
+        if (!error) *address = reinterpret_cast<uint64_t>(found);
+        return kvl::code(error);
+    });
+}
+
+int32_t kvl_gpu_load([[maybe_unused]] int32_t device, const void* code_object) {
+    if (!code_object) return KVL_NULL;
+#if defined(__HIP__)
+    return kvl::on(device, [&] {
+        const kvl::Relaxed relaxed;
+        return kvl::code(relaxed.error() ? relaxed.error() : kvl::load_code(device, code_object));
+    });
+#else
+    return KVL_UNSUPPORTED;
+#endif
+}
+
+int32_t kvl_gpu_begin_lane(int32_t device, void** stream, void** events, int32_t count) {
+    if (!stream || !events) return KVL_NULL;
+    if (count < 0) return KVL_SIZE;
+    *stream = nullptr;
+    return kvl::on(device, [&] {
+        const kvl::Relaxed relaxed;
+        int error = relaxed.error() ? relaxed.error() : kvl::begin_stream(stream), made = 0;
+        const bool has_stream = !error;
+        for (; made < count && !error; ++made) error = kvl::begin_event(&events[made]);
+        if (error) {
+            for (int32_t i = 0; i < made - has_stream; ++i) static_cast<void>(kvl::end_event(events[i]));
+            if (has_stream) static_cast<void>(kvl::end_stream(*stream));
+        }
+        return kvl::code(error);
+    });
+}
+
+int32_t kvl_gpu_end_lane(int32_t device, void* stream, void** events, int32_t count) {
+    if (!events) return KVL_NULL;
+    return kvl::on(device, [&] {
+        const kvl::Relaxed relaxed;
+        int error = relaxed.error();
+        for (int32_t i = 0; i < count; ++i)
+            if (const int wrong = kvl::end_event(events[i])) error = wrong;
+        const int wrong = kvl::end_stream(stream);
+        return kvl::code(wrong ? wrong : error);
+    });
+}
+
+int32_t kvl_gpu_record(int32_t device, void* event, void* stream) {
+    return kvl::on(device, [&] { return kvl::code(kvl::record(event, stream)); });
+}
+
+int32_t kvl_gpu_follow(int32_t device, void* stream, void* event) {
+    return kvl::on(device, [&] { return kvl::code(kvl::follow(stream, event)); });
+}
+
+int32_t kvl_gpu_captured(int32_t device, void* stream, int32_t* found) {
+    if (!found) return KVL_NULL;
+    *found = 0;
+    return kvl::on(device, [&] {
+        bool captured = false;
+        const int error = kvl::captures(stream, &captured);
+        *found = captured;
+        return kvl::code(error);
     });
 }
 

@@ -2,6 +2,7 @@
 #ifndef KVLINGUA_CUDA_RUNTIME_H_
 #define KVLINGUA_CUDA_RUNTIME_H_
 
+#include <atomic>
 #include <cstring>
 #include <vector>
 
@@ -131,19 +132,51 @@ inline int describe(int device, kvl_gpu_device* found) {
     return error ? error : KVL_RUNTIME(DeviceGetPCIBusId)(found->pci, sizeof(found->pci), device);
 }
 
-inline int pin(void* memory, size_t bytes, void** mapped) {
+// Memory may be made, and code loaded, in a thread that captures a graph elsewhere: neither goes into that.
+class Relaxed {
+  public:
+    Relaxed() { error_ = KVL_RUNTIME(ThreadExchangeStreamCaptureMode)(&mode_); }
+    ~Relaxed() {
+        if (!error_) static_cast<void>(KVL_RUNTIME(ThreadExchangeStreamCaptureMode)(&mode_));
+    }
+    Relaxed(const Relaxed&) = delete;
+    Relaxed& operator=(const Relaxed&) = delete;
+    int error() const { return error_; }
+
+  private:
+    KVL_RUNTIME(StreamCaptureMode) mode_ = KVL_RUNTIME(StreamCaptureModeRelaxed);
+    int error_;
+};
+
+inline int pin(void* memory, size_t bytes) {
 #if defined(__HIP__)
     constexpr unsigned kFlags = hipHostRegisterPortable | hipHostRegisterMapped;
 #else
     constexpr unsigned kFlags = cudaHostRegisterPortable | cudaHostRegisterMapped;
 #endif
-    int error = KVL_RUNTIME(HostRegister)(memory, bytes, kFlags);
-    if (error) return error;
-    error = KVL_RUNTIME(HostGetDevicePointer)(mapped, memory, 0);
-    if (error) static_cast<void>(KVL_RUNTIME(HostUnregister)(memory));
-    return error;
+    return KVL_RUNTIME(HostRegister)(memory, bytes, kFlags);
 }
+inline int mapped(void* memory, void** found) { return KVL_RUNTIME(HostGetDevicePointer)(found, memory, 0); }
 inline int unpin(void* memory) { return KVL_RUNTIME(HostUnregister)(memory); }
+
+inline int begin_stream(void** stream) {
+    return KVL_RUNTIME(StreamCreateWithFlags)(reinterpret_cast<KVL_RUNTIME(Stream_t)*>(stream),
+                                              KVL_RUNTIME(StreamNonBlocking));
+}
+inline int end_stream(void* stream) { return KVL_RUNTIME(StreamDestroy)(static_cast<KVL_RUNTIME(Stream_t)>(stream)); }
+inline int begin_event(void** event) {
+    return KVL_RUNTIME(EventCreateWithFlags)(reinterpret_cast<KVL_RUNTIME(Event_t)*>(event),
+                                             KVL_RUNTIME(EventDisableTiming));
+}
+inline int end_event(void* event) { return KVL_RUNTIME(EventDestroy)(static_cast<KVL_RUNTIME(Event_t)>(event)); }
+inline int record(void* event, void* stream) {
+    return KVL_RUNTIME(EventRecord)(static_cast<KVL_RUNTIME(Event_t)>(event),
+                                    static_cast<KVL_RUNTIME(Stream_t)>(stream));
+}
+inline int follow(void* stream, void* event) {
+    return KVL_RUNTIME(StreamWaitEvent)(static_cast<KVL_RUNTIME(Stream_t)>(stream),
+                                        static_cast<KVL_RUNTIME(Event_t)>(event), 0);
+}
 
 inline int wait(void* stream) { return KVL_RUNTIME(StreamSynchronize)(static_cast<KVL_RUNTIME(Stream_t)>(stream)); }
 
@@ -162,9 +195,36 @@ int load_kernel() {
     return KVL_RUNTIME(FuncGetAttributes)(&attributes, reinterpret_cast<const void*>(&convert_kernel<kWords>));
 }
 
+#if defined(__HIP__)
+// The kernels that were built for a device because the library has none, by the device's number.
+constexpr int kMostDevices = 64;
+inline std::atomic<hipFunction_t> loaded_kernels[kMostDevices];
+
+inline int load_code(int device, const void* code_object) {
+    if (device >= kMostDevices) return hipErrorInvalidDevice;
+    hipModule_t module = nullptr;
+    hipFunction_t kernel = nullptr;
+    int error = hipModuleLoadData(&module, code_object);
+    if (error) return error;
+    error = hipModuleGetFunction(&kernel, module, "kvl_built_kernel");
+    if (error)
+        static_cast<void>(hipModuleUnload(module));
+    else
+        loaded_kernels[device] = kernel;
+    return error;
+}
+#endif
+
 template <uint32_t kWords>
-int run_kernel(Work<kWords>* work, uint32_t blocks, void* stream) {
+int run_kernel(Work<kWords>* work, uint32_t blocks, [[maybe_unused]] int device, void* stream) {
     void* arguments[] = {work};
+#if defined(__HIP__)
+    static_assert(kWords == kSmallWords);
+    if (device < kMostDevices)
+        if (const hipFunction_t kernel = loaded_kernels[device])
+            return hipModuleLaunchKernel(kernel, blocks, 1, 1, kThreads, 1, 1, 0, static_cast<hipStream_t>(stream),
+                                         arguments, nullptr);
+#endif
     return KVL_RUNTIME(LaunchKernel)(reinterpret_cast<const void*>(&convert_kernel<kWords>), dim3(blocks),
                                      dim3(kThreads), arguments, 0, static_cast<KVL_RUNTIME(Stream_t)>(stream));
 }
@@ -210,9 +270,21 @@ inline int describe(int, kvl_gpu_device* found) {
     found->multiprocessors = 1;
     return 0;
 }
-inline int pin(void* memory, size_t, void** mapped) { return *mapped = memory, 0; }
+class Relaxed {
+  public:
+    int error() const { return 0; }
+};
+inline int pin(void*, size_t) { return 0; }
+inline int mapped(void* memory, void** found) { return *found = memory, 0; }
 inline int unpin(void*) { return 0; }
 inline int wait(void*) { return 0; }
+// There are no streams, so what is in order on one is in order on all.
+inline int begin_stream(void** stream) { return *stream = nullptr, 0; }
+inline int end_stream(void*) { return 0; }
+inline int begin_event(void** event) { return *event = nullptr, 0; }
+inline int end_event(void*) { return 0; }
+inline int record(void*, void*) { return 0; }
+inline int follow(void*, void*) { return 0; }
 // There are no streams here. One that isn't the default one stands for one that is captured.
 inline int captures(void* stream, bool* found) { return *found = stream, 0; }
 template <uint32_t>
@@ -234,7 +306,7 @@ class OnDevice {
 
 // One grid block after the other. What they find in shared memory is what another one left there, not zeros.
 template <uint32_t kWords>
-int run_kernel(Work<kWords>* work, uint32_t blocks, void*) {
+int run_kernel(Work<kWords>* work, uint32_t blocks, int, void*) {
     static thread_local Scratch scratch;
     for (uint32_t block = 0; block < blocks; ++block) {
         begin_block(block);

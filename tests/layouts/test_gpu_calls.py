@@ -11,7 +11,8 @@ from typing import Any
 import pytest
 import torch
 
-from kvlingua.layouts import Buffer, LayoutError, convert, format, gpu, reference, torch_streams
+from kvlingua.layouts import Buffer, LayoutError, convert, format, gpu, native, reference, torch_streams
+from kvlingua.layouts.device_addresses import use_device_addresses
 from kvlingua.layouts.pinned import Pinned
 from kvlingua.layouts.plan import Plan, make_plan
 from kvlingua.layouts.tuning import Tuning
@@ -40,12 +41,23 @@ class Recording:
     """A library that does nothing, and what was called of it."""
 
     def __init__(self, pieces: int = 0, wrong: int = 0, devices: int = 1) -> None:
-        self.pieces, self.wrong, self.devices = pieces, wrong, devices
+        self.pieces, self.wrong, self.devices, self.further = pieces, wrong, devices, 0
         self.calls: list[tuple[object, ...]] = []
 
     def kvl_gpu_devices(self, count: Any) -> int:
         count._obj.value = self.devices
         return 0
+
+    def kvl_gpu_platform(self) -> bytes:
+        return b"host"
+
+    def kvl_gpu_captured(self, device: int, stream: int, found: Any) -> int:
+        found._obj.value = 1  # so that stages go to one stream: test_lane.py has two
+        return 0
+
+    def kvl_gpu_mapped(self, device: int, address: int, found: Any) -> int:
+        found._obj.value = address + self.further
+        return self.wrong
 
     def kvl_gpu_ready(self, device: int) -> int:
         self.calls.append(("ready", device))
@@ -109,7 +121,7 @@ def test_how_pinned_memory_is_reached(
 ) -> None:
     """Copy engines alone where they can, else staging where it is worth it, else kernels."""
     library = Recording(pieces)
-    usual = Tuning(0, 0, piece_bytes=64, stage_bytes=SIZE, staging_bytes=4 * SIZE, run_bytes=2 * SIZE)
+    usual = Tuning(0, 0, piece_bytes=64, stage_bytes=SIZE, staging_bytes=8 * SIZE, run_bytes=2 * SIZE)
     monkeypatch.setattr(gpu, "_library", lambda index: library)
     monkeypatch.setattr(gpu, "tuned", lambda index: usual._replace(**size))
     monkeypatch.setattr(torch_streams, "buffer", lambda index, queue, nbytes: Buffer.of(bytearray(nbytes)))
@@ -142,6 +154,40 @@ def test_a_device_that_cannot_be_described(monkeypatch: pytest.MonkeyPatch, tmp_
     monkeypatch.setattr(gpu, "library_path", lambda kind: tmp_path / f"libkvlingua_{kind}.so")
     monkeypatch.setattr(gpu, "load", lambda path: gpu.Loaded(Recording(devices=2, wrong=1002), "lib"))  # type: ignore[arg-type]
     assert gpu.describe() == "lib: GPU, device 1, which can't be described (the kernels refuse: code 1002)"
+
+
+def test_capture_decides_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where kernels can't be loaded while a graph is captured, that is refused by name and tried again later."""
+    library = Recording(wrong=1900)
+    monkeypatch.setattr(gpu, "_decided", {})
+    monkeypatch.setattr(gpu, "here", lambda: gpu.Loaded(library, "lib, ABI 1"))  # type: ignore[arg-type]
+    with pytest.raises(LayoutError, match="while a graph is captured: convert something there before"):
+        gpu.available(0)
+    library.wrong = 0
+    assert gpu.available(0)
+
+
+def test_another_address_on_the_device() -> None:
+    """Bases and spans are the device's, on the side that is pinned only."""
+    library = Recording()
+    library.further = 1 << 40
+    pinned = Pinned(library, 8 * SIZE)  # type: ignore[arg-type]
+    plan = transfer([0, 1, 2, 3])
+    target = plan.target.pool.layout.pool(MODEL, MODEL.full, page=4, blocks=8, buffers=[pinned.buffer])
+    plan = make_plan(plan.source, target.view([0, 1, 2, 3], 0, 16))
+    told, moved = native.call(plan), native.call(plan)
+    kept = use_device_addresses(moved, (plan.source.pool, target), 3)
+    assert kept
+    for index in range(told.planes):
+        for side, further in (("source", 0), ("target", 1 << 40)):
+            old, new = getattr(told.plane[index], side), getattr(moved.plane[index], side)
+            for layer in range(told.layers):
+                before, after = (ctypes.c_uint64.from_address(one.base + 8 * layer).value for one in (old, new))
+                assert after == before + further
+    begin, end = (ctypes.c_uint64.from_address(moved.target.span + 8 * i).value for i in range(2))
+    assert (begin, end) == (pinned.address + (1 << 40), pinned.address + (1 << 40) + 8 * SIZE)
+    assert moved.source.span == told.source.span
+    pinned.address = 0  # nothing was pinned
 
 
 class Stream:

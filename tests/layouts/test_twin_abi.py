@@ -18,6 +18,9 @@ from tests.layouts.abi_calls import CAST, COPY, COPY_EQUAL, F32, Call, RandomCal
 from tests.native import builds
 
 
+UNSUPPORTED = 6  # KVL_UNSUPPORTED
+
+
 @pytest.fixture
 def library() -> ctypes.CDLL:
     twin = builds.twin()
@@ -65,6 +68,23 @@ def test_tables_for_one_large_launch_and_for_several(library: ctypes.CDLL, seed:
     memory = call.ends[1].memory.copy()
     assert run(library, call.plan(memory)) == 0
     assert np.array_equal(memory, call.wanted())
+
+
+@pytest.mark.parametrize("seed", range(12))
+def test_grids_that_are_cut(library: ctypes.CDLL, seed: int) -> None:
+    """The twin whose launches have fewer than 7 grid blocks, in place of fewer than 2^24 - 1. What one grid block can't
+    be cut out of is refused, by name; else every byte is right."""
+    twin = builds.twin()
+    assert twin is not None
+    small = gpu.load(twin.with_name("libkvlingua_twin_of_small_grids.so")).library
+    assert small is not None
+    call = RandomCall(seed, tokens=97)
+    before, memory = call.ends[1].memory.copy(), call.ends[1].memory.copy()
+    code = run(small, call.plan(memory), block_bytes=1, blocks=5000)
+    if code == UNSUPPORTED:
+        assert np.array_equal(memory, before)
+    else:
+        assert code == 0 and np.array_equal(memory, call.wanted())
 
 
 @pytest.mark.parametrize("where", [0, 1, 9999, 10005, 19999, 20010])
