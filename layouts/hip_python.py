@@ -1,4 +1,4 @@
-"""AMD's own Python bindings (package hip-python), where they are installed, on the HIP run time that the process has."""
+"""AMD's own Python bindings (package hip-python), where they are installed, on the process's own HIP run time."""
 
 from __future__ import annotations
 

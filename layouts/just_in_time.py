@@ -1,4 +1,4 @@
-"""Kernels built on the spot (hiprtc) for an AMD architecture that the installed library lacks, kept for the next time."""
+"""Kernels built on the spot (hiprtc) for an AMD architecture that the library lacks, kept for the next time."""
 
 from __future__ import annotations
 

@@ -51,7 +51,7 @@ class Pinned:
         self._seen: dict[int, int] = {}
 
     def address_on(self, device: int) -> int:
-        """Where a GPU sees it: on AMD's that may be another address than the CPU's. Raises LayoutError if it doesn't."""
+        """Where a GPU sees it: on AMD's that may be another address than the CPU's. Raises LayoutError if none."""
         if device not in self._seen:
             found = c_uint64(0)
             code = self._library.kvl_gpu_mapped(device, self.address, byref(found))

@@ -18,7 +18,6 @@ from kvlingua.layouts.plan import Plan
 from kvlingua.layouts.strides import arrange
 from kvlingua.layouts.view import Pool, View
 
-
 PARTS = 2
 
 

@@ -159,7 +159,8 @@ def test_a_captured_stream_gets_no_second_one(library: ctypes.CDLL) -> None:
     streams = Streams(library)
     assert lane(streams, 0, QUEUE + 1) is None  # type: ignore[arg-type]
     mine = lane(streams, 0, QUEUE)  # type: ignore[arg-type]
-    assert mine is not None and mine is lane(streams, 0, QUEUE)  # type: ignore[arg-type]
+    assert mine is not None
+    assert mine is lane(streams, 0, QUEUE)
     assert PARTS == 2
 
 
