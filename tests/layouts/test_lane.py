@@ -5,13 +5,14 @@ from __future__ import annotations
 import ctypes
 import random
 from typing import Any
+from unittest.mock import patch
 
 import pytest
 import torch
 
-from kvlingua.layouts import Buffer, convert, gpu
+from kvlingua.layouts import Buffer, convert, gpu, native
 from kvlingua.layouts.lane import Lane, lane
-from kvlingua.layouts.plan import make_plan
+from kvlingua.layouts.plan import Plan, make_plan
 from kvlingua.layouts.staging import PARTS
 from tests.layouts.test_staging import BLOCK, engine, library, stored
 
@@ -23,7 +24,7 @@ class Streams:
     """The twin's kernels and copies, kept back on two streams and run in any order that events leave open."""
 
     def __init__(self, library: ctypes.CDLL, dropped: int = -1, failing: int = -1) -> None:
-        self.library, self._handle = library, library._handle
+        self.library, self._handle = library, -id(self)
         self.dropped, self.failing = dropped, failing
         self.streams: dict[int, list[Any]] = {QUEUE: [], BESIDE: []}
         self.marks: dict[int, tuple[int, int]] = {}
@@ -105,7 +106,16 @@ def run_all(library: ctypes.CDLL, inward: bool, seed: int, dropped: int = -1) ->
     buffer = Buffer.of(torch.full((2 * BLOCK,), 0x33, dtype=torch.uint8))
     plan = make_plan(target, source) if inward else make_plan(source, target)
     call = gpu.Call(stream=QUEUE)
-    gpu.run_staged(plan, target, buffer, streams, call, beside)  # type: ignore[arg-type]
+    tell = native.call
+
+    def keeping(plan: Plan) -> native.CPlan:
+        """Kernels' arguments are copied when they are launched; here they run later."""
+        told = tell(plan)
+        streams.kept += (plan, told)
+        return told
+
+    with patch.object(native, "call", keeping):
+        gpu.run_staged(plan, target, buffer, streams, call, beside)  # type: ignore[arg-type]
     # What the caller gives its stream afterwards: by then all has happened, so the pinned side may be spoiled.
     spoil = memory if inward else None
     after = torch.empty_like(memory)
