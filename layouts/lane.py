@@ -48,7 +48,11 @@ class Lane:
                 second(stage, behind)
                 self._record(self._second[stage.part], behind)
         finally:
-            self._order(self._edge, self.stream, queue)
+            try:
+                self._order(self._edge, self.stream, queue)
+            except LayoutError:  # the buffer is free again behind `queue`: nothing may be at work on it by then
+                self._library.kvl_gpu_wait(self._device, self.stream)
+                raise
 
     def _order(self, event: int | None, before: int, after: int) -> None:
         self._record(event, before)
