@@ -143,7 +143,16 @@ class Waiting:
                 memo.stage = Stage.SETTLED
 
     def _loading(self, begins: list[bytes]) -> bool:
-        return any(memo.stage is Stage.LOADING and memo.digests[: len(begins)] == begins for _, memo in self._holders)
+        """Whether a load is under way that goes as far, of a text that begins like that. Of the digests only those are
+        looked at that all ranks have: of what they have agreed to be stored."""
+        tokens = len(begins) * self._link.chunk_tokens
+        return any(
+            memo.stage is Stage.LOADING
+            and memo.load is not None
+            and memo.load.stop >= tokens
+            and memo.digests[: len(begins)] == begins
+            for _, memo in self._holders
+        )
 
     def _decided(self, memo: Memo, least: int) -> None:
         if least == PENDING:
