@@ -199,10 +199,14 @@ def holding(bench: Bench) -> dict[str, Any]:
         for index, one in enumerate(ones):
             assert bench.waiting.begin(one, 0, STORED, SLOTS[index * STORED : (index + 1) * STORED])
 
+    other, unasked = request(NEW), request()
+    bench.wait(first, second, other)
+    assert bench.waiting.begin(first, 0, STORED, SLOTS[:STORED])
+    report["beside"] = [bench.waiting.beside(one, 0, STORED) for one in (second, other, unasked)]
+    bench.waiting.give_back(STORED)
     freed()
     begin(first, second)
     report["held"] = bench.waiting.held
-    report["beside"] = bench.waiting.beside(request(), 0, STORED)  # it wasn't asked for yet
     report["given back"] = [bench.waiting.give_back(STORED - 16), bench.waiting.held, freed()]
     report["promised again"] = [bench.promise(second), bench.waiting.held]
     bench.wait(second)  # the first one was aborted
