@@ -13,7 +13,7 @@ from vllm.distributed.kv_transfer.kv_connector.v1.base import (
 from vllm.model_executor.layers.attention_layer_base import AttentionLayerBase
 from vllm.model_executor.model_loader.utils import get_model_cls
 
-from kvlingua.adapters.vllm import weights
+from kvlingua.adapters.vllm import live_weights, stats, weights
 from kvlingua.adapters.vllm.identity import check_model_class, describe
 from kvlingua.adapters.vllm.metadata import StepOrders, StepResult, WorkerReady
 from kvlingua.adapters.vllm.process_cache import acquire, release
@@ -74,6 +74,7 @@ class KVLinguaConnector(KVConnectorBase_V1, SupportsHMA):
         if role == KVConnectorRole.WORKER:
             self._worker = WorkerSide(self._cache, self._guard, description.geometry, self._kv_cache_config, page)
             weights.watch(self._worker)
+            live_weights.await_model(self._worker)
             return
         switch = Switch(Activation(self._cache, description, self._guard), page)
         self._scheduler = SchedulerSide(self._cache, switch, self._guard, page)
@@ -132,7 +133,8 @@ class KVLinguaConnector(KVConnectorBase_V1, SupportsHMA):
         return self.request_finished(request, [])
 
     def reset_cache(self) -> bool | None:
-        """Asked for when the weights were changed; what is stored stays right for the weights it was computed with."""
+        """Asked for when the weights were changed, among others; what is stored stays right for the weights it was
+        computed with."""
         if self._switch is not None:
             self._switch.reset()
         return True
@@ -192,6 +194,24 @@ class KVLinguaConnector(KVConnectorBase_V1, SupportsHMA):
         return self._worker.result() if self._worker else None
 
     # Both
+
+    @classmethod
+    def build_kv_connector_stats(cls, data: dict[str, Any] | None = None) -> stats.CacheStats:
+        return stats.CacheStats(dict(data or {}))
+
+    @classmethod
+    def build_prom_metrics(
+        cls,
+        vllm_config: Any,
+        metric_types: dict[Any, Any],
+        labelnames: list[str],
+        per_engine_labelvalues: dict[int, list[object]],
+    ) -> stats.CacheMetrics:
+        return stats.CacheMetrics(vllm_config, metric_types, labelnames, per_engine_labelvalues)
+
+    def get_kv_connector_stats(self) -> stats.CacheStats | None:
+        """Asked for on both sides after every step."""
+        return stats.news(self._cache) if self._cache is not None else None
 
     def shutdown(self) -> None:
         """What was just stored becomes visible, if that takes no longer than a few seconds."""

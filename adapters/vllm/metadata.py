@@ -42,7 +42,8 @@ class StepOrders(KVConnectorMetadata):
     """Scheduler to worker, one per engine step. `namespace`: of the stores, sent only where there are any.
 
     forwards: how many steps so far had a forward, this one included. preempted: ids of requests whose blocks vLLM has
-    taken away, to be overwritten from this step on.
+    taken away, to be overwritten from this step on. unproved: the number of a reset of vLLM's caches, after which the
+    worker is to look whether its weights are as before; 0: none.
     """
 
     loads: tuple[LoadOrder, ...] = ()
@@ -50,6 +51,7 @@ class StepOrders(KVConnectorMetadata):
     namespace: Namespace | None = None
     forwards: int = 0
     preempted: frozenset[str] = frozenset()
+    unproved: int = 0
 
 
 @dataclass(frozen=True)
@@ -67,7 +69,8 @@ class StepResult(KVConnectorWorkerMetadata):
 
     failed: frozenset[str] = field(default_factory=frozenset)  # ids of requests whose load failed
     off: tuple[str, str] | None = None  # why the worker stopped for good: a code and a sentence
+    proved: tuple[int, ...] = ()  # numbers of resets after which a worker's weights were as before
 
     def aggregate(self, other: "KVConnectorWorkerMetadata") -> "StepResult":
         assert isinstance(other, StepResult)
-        return StepResult(self.failed | other.failed, self.off or other.off)
+        return StepResult(self.failed | other.failed, self.off or other.off, self.proved + other.proved)

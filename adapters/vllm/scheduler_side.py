@@ -40,7 +40,7 @@ class Tracked:
     hit: Hit | None = None  # of the one lookup; asking again changes nothing
     asked_from: int = 0  # tokens that vLLM had itself when it asked last
     stored: int = 0  # tokens up to which chunks are in the store or on their way
-    copied_from: bool = False  # stores were ordered, so that the workers may be reading its blocks
+    copied_from: int | None = None  # how often it had been preempted when the workers were last told to read its blocks
     digests: list[bytes] = field(default_factory=list)  # of the chunks that were asked for so far
 
 
@@ -76,11 +76,14 @@ class SchedulerSide:
         if namespace is not None and self._cache.config.role != "consumer":
             stores = self._guard.run("store", (), self._stores, scheduled, namespace)
         for order in stores:
-            self._requests[order.request_id].copied_from = True
+            tracked = self._requests[order.request_id]
+            tracked.copied_from = tracked.request.num_preemptions
         preempted = frozenset(scheduled.preempted_req_ids or ())
         for request_id in preempted & self._requests.keys():
             self._requests[request_id].stored = 0  # some of it may not have been copied
-        return StepOrders(loads, stores, namespace if stores else None, self._forwards, preempted)
+        return StepOrders(
+            loads, stores, namespace if stores else None, self._forwards, preempted, self._switch.unproved
+        )
 
     def result(self, result: StepResult) -> None:
         """What the workers report: requests whose load failed are computed by vLLM, and stored anew."""
@@ -89,12 +92,17 @@ class SchedulerSide:
                 tracked.loads, tracked.stored = False, 0
         if result.off is not None:
             self._switch.off(*result.off)
+        self._switch.proved(result.proved)
 
     def finished(self, request_id: str) -> bool:
         """The request is over, whether answered or aborted. True: vLLM must keep its blocks until all workers have
-        said that they copy nothing out of them any more."""
+        said that they copy nothing out of them any more.
+
+        Not of blocks that it has lost since: of those the workers say nothing, and vLLM dies of an answer that it gets
+        twice, for the copies and for a load into the request's new blocks.
+        """
         tracked = self._requests.pop(request_id, None)
-        return tracked is not None and tracked.copied_from
+        return tracked is not None and tracked.copied_from == tracked.request.num_preemptions
 
     def _matched(self, request: Any, computed: int) -> int | None:
         namespace = self._switch.namespace

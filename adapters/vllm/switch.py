@@ -1,12 +1,15 @@
-"""When there is cache in this vLLM: from the time its worker has described its KV cache and the weights are identified,
-until vLLM is told to forget its prefixes."""
+"""When there is cache in this vLLM: from the time its workers have described their KV cache and the weights are
+identified; after vLLM was told to forget its prefixes not before all workers have proved that their weights are still
+the same."""
 
 from collections.abc import Sequence
 from typing import Any
 
 from kvlingua.adapters.vllm.metadata import WorkerReady
+from kvlingua.common import log
 from kvlingua.common.activation import Activation
 from kvlingua.common.identity.namespace import Namespace
+from kvlingua.common.metrics import refused
 
 
 class Switch:
@@ -17,6 +20,9 @@ class Switch:
         self._page = page
         self._pool: Any = None
         self._hashes: object = None
+        self._ranks = 1
+        self._resets = 0
+        self._proofs = 0  # ranks whose weights are proved unchanged after the last of the resets
 
     @property
     def namespace(self) -> Namespace | None:
@@ -25,11 +31,18 @@ class Switch:
             return None  # a reset would go unnoticed
         if self._pool.cached_block_hash_to_block is not self._hashes:
             self.reset()
-        return self._activation.namespace
+        return None if self.unproved else self._activation.namespace
+
+    @property
+    def unproved(self) -> int:
+        """The number of the last reset, while not all workers have proved that it was followed by the same weights as
+        before; else 0."""
+        return self._resets if self._resets and self._proofs < self._ranks else 0
 
     def workers_ready(self, ranks: Sequence[object]) -> bool:
         """What each rank's worker says of its KV cache: how it lies, or why that can't be known. True, if nothing is
         raised."""
+        self._ranks = len(ranks)
         found = [ready if isinstance(ready, WorkerReady) else WorkerReady(None) for ready in ranks]
         for ready in found:
             if ready.layout is None:
@@ -53,7 +66,19 @@ class Switch:
     def reset(self) -> None:
         """vLLM was told to forget its prefixes, as it is after a change of weights, which can't be told from other
         reasons."""
-        self.off("reset", "vLLM's caches were reset, as after a change of weights; restart it to share KV again")
+        self._resets, self._proofs = self._resets + 1, 0
+        if self._pool is not None:
+            self._hashes = self._pool.cached_block_hash_to_block
+        if self._activation.namespace is not None:
+            refused("vllm", "reset")
+            log.logger.info("vllm: its caches were reset: no cache until its weights are proved to be the same")
+
+    def proved(self, resets: Sequence[int]) -> None:
+        """Workers found the weights unchanged after the resets of these numbers: one number per worker and proof."""
+        if self.unproved:
+            self._proofs += resets.count(self._resets)
+            if not self.unproved and self._activation.namespace is not None:
+                log.logger.info("vllm: its weights are the same as before the reset: there is cache again")
 
     def off(self, reason: str, message: str) -> None:
         """No cache from here on until the engine is restarted. `reason` is a code for metrics."""

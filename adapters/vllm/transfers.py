@@ -77,6 +77,13 @@ class Stores:
             for handle in self._handles[request_id]:
                 handle.copied.wait()
 
+    def forget(self, request_ids: Collection[str]) -> None:
+        """`stop` those, and never report them: vLLM doesn't wait for them any more."""
+        self.stop(request_ids)
+        for request_id in self._handles.keys() & request_ids:
+            del self._handles[request_id]
+        self._finished.difference_update(request_ids)
+
     def stop_all(self) -> None:
         self.stop(list(self._handles))
 

@@ -2,12 +2,15 @@
 ordered, in the cache's own threads and beside the engine's steps."""
 
 from collections.abc import Mapping
+from functools import partial
 from typing import Any
 
+from kvlingua.adapters.vllm.live_weights import LiveWeights
 from kvlingua.adapters.vllm.metadata import LoadOrder, StepOrders, StepResult, StoreOrder
 from kvlingua.adapters.vllm.transfers import Loads, Stores
 from kvlingua.adapters.vllm.views import layout_name, ordered_layers, pool_of
 from kvlingua.common.cache import KVCache
+from kvlingua.common.cpu_clock import ClockedThread
 from kvlingua.common.errors import LoadError
 from kvlingua.common.guard import Guard
 from kvlingua.common.identity.namespace import Namespace
@@ -36,6 +39,11 @@ class WorkerSide:
         self._failed: set[str] = set()
         self._loads = Loads(guard)
         self._stores = Stores()
+        self._weights: LiveWeights | None = None
+        self._looking: ClockedThread | None = None  # whether the weights are the same
+        self._asked = 0  # number of the last reset for which it looked
+        self._proved: list[int] = []
+        self._changed = False
 
     def register(self, tensors: Mapping[str, Any], layers: Mapping[str, Any], rank: int, ranks: int) -> str:
         """Describe the tensors that vLLM has allocated; the name of their layout. layers: its attention layers by name.
@@ -59,13 +67,18 @@ class WorkerSide:
         self._layers = frozenset(group.layer_names)
         return layout
 
+    def model_loaded(self, model: Any) -> None:
+        """Remember the model as it is before anybody can change it."""
+        self._weights = self._guard.run("start", None, LiveWeights, model)
+
     def make_room(self, orders: StepOrders) -> None:
         """Blocks that vLLM has taken away are overwritten when this returns: nothing may read them any more."""
-        self._stores.stop(orders.preempted)
+        self._stores.forget(orders.preempted)
 
     def begin(self, orders: StepOrders) -> None:
         """A step begins: so do its loads, beside its forward, whose blocks are others."""
         self._computed.clear()
+        self._look(orders.unproved)
         for stored in orders.stores:
             self._stores.expect(stored.request_id)
         for order in orders.loads:
@@ -107,14 +120,38 @@ class WorkerSide:
 
     def result(self) -> StepResult | None:
         """What the scheduler's side must know of the last step; None if nothing."""
+        if self._changed:
+            self._stop(
+                "weights", "vLLM's caches were reset, and its weights aren't those of before; restart it to share KV"
+            )
         failed, self._failed = frozenset(self._failed), set()
-        return StepResult(failed, self._off) if failed or self._off else None
+        proved = tuple(self._proved)
+        del self._proved[: len(proved)]  # not what the other thread adds meanwhile
+        return StepResult(failed, self._off, proved) if failed or self._off or proved else None
 
     def close(self) -> None:
         """Nothing reads or writes the KV cache's memory any more."""
-        self._pool = None
+        self._pool = self._weights = None
         self._loads.cancel_all()
         self._stores.stop_all()
+
+    def _look(self, reset: int) -> None:
+        """Find out, beside the engine's work, whether the weights after this reset are those of before."""
+        if self._pool is None or reset <= self._asked or (self._looking is not None and self._looking.is_alive()):
+            return
+        self._asked, weights = reset, self._weights
+        if weights is None:
+            self._stop("reset", "vLLM's caches were reset, as after a change of weights; restart it to share KV again")
+            return
+
+        self._looking = ClockedThread(partial(self._compare, weights, reset), "kvlingua-weights")
+        self._looking.start()
+
+    def _compare(self, weights: LiveWeights, reset: int) -> None:
+        if self._guard.run("proof of the weights", False, weights.unchanged):
+            self._proved.append(reset)
+        else:
+            self._changed = True
 
     def _stop(self, reason: str, message: str) -> None:
         self._off = self._off or (reason, message)

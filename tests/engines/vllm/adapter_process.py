@@ -28,6 +28,7 @@ from vllm.v1.worker.cpu_worker import CPUWorker
 from demo.job import MODEL
 from kvlingua.adapters.vllm.connector import KVLinguaConnector
 from kvlingua.adapters.vllm.identity import check_model_class, refusals
+from kvlingua.adapters.vllm.live_weights import LiveWeights
 from kvlingua.adapters.vllm.metadata import WorkerReady
 from kvlingua.adapters.vllm.requests import passes_through
 from kvlingua.adapters.vllm.scheduler_side import SchedulerSide
@@ -78,6 +79,10 @@ def settings() -> dict[str, list[str]]:
         "pooling": said(configuration(runner="pooling", convert="embed")),
         "model_class_overrides": said(configuration(model_class_overrides={"LlamaForCausalLM": own})),
     }
+    found["plain, asked for async scheduling"] = said(configuration(async_scheduling=True))  # never on a CPU
+    forced = configuration()
+    forced.scheduler_config.async_scheduling = True
+    found["async_scheduling"] = said(forced)
     hub = configuration(download_dir="/elsewhere")
     hub.model_config.model = "org/tiny"  # which this machine doesn't have
     found["download_dir"] = said(hub)
@@ -109,6 +114,42 @@ def class_refusal(model: type) -> str:
     except UnsupportedError as error:
         return f"{error.reason}: {error}"
     return "fits"
+
+
+def live_weights() -> dict[str, bool]:
+    """Whether a model with tied weights, and a packed layer, is seen as what it was after this and that."""
+    model = torch.nn.Sequential(torch.nn.Linear(4, 4), torch.nn.Linear(4, 4), torch.nn.LayerNorm(4))
+    first, second, norm = model
+    second.weight = first.weight
+    first.cpu_linear = first.forward
+    first.kv_cache = torch.zeros(8)
+    norm.scale = torch.tensor(1.0, dtype=torch.bfloat16)
+    seen = LiveWeights(model)
+    found = {}
+
+    def after(what: str) -> None:
+        nonlocal seen
+        found[what] = seen.unchanged()
+        seen = LiveWeights(model)
+
+    after("nothing")
+    first.kv_cache.fill_(1.0)
+    after("a forward")
+    first.weight.data[3, 3] += 1e-3
+    after("a write through data")
+    norm.scale.fill_(2.0)
+    after("a tensor that is no parameter")
+    first.cpu_linear = second.forward
+    after("another function")
+    second.weight = torch.nn.Parameter(first.weight.clone().reshape(2, 8))
+    after("another shape")
+    norm.eps *= 2
+    after("a number")
+    model.append(torch.nn.Identity())
+    after("another module")
+    norm.register_forward_hook(lambda *_: None)
+    after("a hook")
+    return found
 
 
 def kinds(ids: Sequence[int]) -> dict[str, Request]:
@@ -164,6 +205,9 @@ def requests(folder: Path) -> dict[str, Any]:
         "ordered": sorted(order.request_id for order in side.orders(step(*promised)).stores),
         "unwatched": unwatched,
     }
+    plain = side._requests["plain"].request
+    plain.num_preemptions += 1
+    found["held"] = [side.finished("salted"), side.finished("plain"), side.finished("embeds")]
     side.allocated(SimpleNamespace(request_id="plain"), None, 64)  # blocks that aren't what vLLM gives
     (load,) = side.orders(step()).loads
     found["broken load"] = [load.request_id, load.hit]
@@ -240,6 +284,7 @@ if __name__ == "__main__":
     parts = {
         "settings": settings(),
         "requests": requests(folder),
+        "live weights": live_weights(),
         "connectors": connectors(folder / "connectors"),
         "model classes": model_classes(),
     }

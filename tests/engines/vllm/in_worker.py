@@ -15,3 +15,8 @@ def break_layer(worker: Any, layer: int) -> None:
 def mend_layers(worker: Any) -> None:
     for layer in worker.model_runner.model.model.layers:
         vars(layer).pop("forward", None)
+
+
+def write_weight(worker: Any, scale: float) -> None:
+    """Change one weight in a way that neither vLLM nor torch's counters see."""
+    worker.model_runner.model.model.norm.weight.data.mul_(scale)

@@ -37,6 +37,11 @@ def test_blocks_that_are_not_understood(report: dict[str, Any]) -> None:
     assert report["requests"]["broken load"] == ["plain", None]
 
 
+def test_blocks_are_held_for_copies(report: dict[str, Any]) -> None:
+    """Not those of a request that was preempted since, which vLLM has given away, nor where nothing is stored."""
+    assert report["requests"]["held"] == [True, False, False]
+
+
 def test_no_cache_without_seeing_resets(report: dict[str, Any]) -> None:
     assert report["requests"]["unwatched"]
     assert report["requests"]["after a reset"] is None
@@ -44,12 +49,18 @@ def test_no_cache_without_seeing_resets(report: dict[str, Any]) -> None:
 
 def test_settings_that_are_refused(report: dict[str, Any]) -> None:
     found = report["settings"]
-    for name in ("plain", "download_dir and a folder", "a hub's model"):
+    for name in ("plain", "plain, asked for async scheduling", "download_dir and a folder", "a hub's model"):
         assert found.pop(name) == []
-    assert len(found) == 6
+    assert len(found) == 7
     for name, refusals in found.items():
         assert len(refusals) == 1
         assert name in refusals[0]
+
+
+def test_weights_that_change_are_seen(report: dict[str, Any]) -> None:
+    found = report["live weights"]
+    assert {what for what, unchanged in found.items() if unchanged} == {"nothing", "a forward"}
+    assert len(found) == 9
 
 
 def test_only_models_of_vllms_own(report: dict[str, Any]) -> None:

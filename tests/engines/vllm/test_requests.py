@@ -1,5 +1,5 @@
 """Requests whose KV isn't a function of their token ids pass through; those with a cache_salt share only with their
-own kind. Then the engine is told to forget its prefixes, after which there is no cache any more."""
+own kind."""
 
 import json
 from collections.abc import Iterator
@@ -91,18 +91,6 @@ def test_prompt_logprobs(driver: Driver) -> None:
     """They are computed from the hidden states of all tokens of the prompt."""
     reply = driver.generate(with_options(TEXT, sampling={"prompt_logprobs": 1}))
     assert (reply.reused, reply.computed) == (0, length(TEXT))
-
-
-def test_after_a_reset_there_is_no_cache(driver: Driver) -> None:
-    """It can't be told from the one that has to follow a change of weights. Runs last."""
-    assert driver.generate(TEXT).reused == taken(32, TEXT)
-    assert driver.call("reset_prefix_cache")
-    objects = driver.objects()
-    reply = driver.generate(TEXT, text(42))
-    assert reply.reused == 0
-    assert len([line for line in driver.log_text().splitlines() if "off: " in line]) == 1
-    assert driver.metric_reaches("kvlingua_refusals_total", 1, reason="reset")
-    assert driver.objects() == objects
 
 
 def random_adapter(folder: Path) -> Path:
