@@ -77,8 +77,8 @@ _owners: WeakSet[Owner] = WeakSet()
 
 
 def await_model(owner: Owner) -> None:
-    """Hand the model to `owner` when a worker of vLLM's in this process has loaded it and allocated its KV cache, once,
-    and before anybody can ask the engine for anything."""
+    """Hand the model to `owner` when a worker of vLLM's in this process has loaded, compiled and run it, once, and before
+    anybody can ask the engine for anything."""
     _owners.add(owner)
     method = CPUWorker.compile_or_warm_up_model
     if not hasattr(method, "kvlingua_hands_out"):
@@ -88,10 +88,11 @@ def await_model(owner: Owner) -> None:
 def _handing_out(original: Callable[..., Any]) -> Callable[..., Any]:
     @functools.wraps(original)
     def method(self: Any, *args: Any, **kwargs: Any) -> Any:
+        done = original(self, *args, **kwargs)
         for owner in list(_owners):
             _owners.discard(owner)
             owner.model_loaded(self.model_runner.model)
-        return original(self, *args, **kwargs)
+        return done
 
     method.kvlingua_hands_out = True  # type: ignore[attr-defined]
     return method
