@@ -11,12 +11,13 @@ from demo.job import MODEL
 from engines.drivers.driver import Driver
 from engines.launch import available
 from engines.recipe import all_names
+from kvlingua.common.supported import SGLANG
 from tests.engines.sglang.in_engine import run
 from tests.engines.texts import chunks, length, objects_of, taken, text
 from tests.spoil import flip_byte, negate_v
 
 PLAIN, NEGATED, FLIPPED, PRODUCED = ASKS = [text(seed) for seed in range(300, 304)]
-RELEASES = [name for name in all_names() if name.startswith("sglang==")]
+RELEASES = [name for name in all_names() if name.startswith("sglang==") and SGLANG.supports(name.partition("==")[2])]
 CASES = [(release, page) for release in RELEASES for page in (1, 16, 64)]
 
 
