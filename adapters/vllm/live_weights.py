@@ -65,7 +65,7 @@ def _digest(tensor: torch.Tensor, known: dict[tuple[object, ...], object]) -> ob
     key = data.data_ptr(), data.dtype, data.shape, data.stride()
     if key not in known:
         flat = data.contiguous().reshape(-1).view(torch.uint8)
-        known[key] = str(data.dtype), tuple(data.shape), xxhash.xxh3_128(flat.numpy()).hexdigest()
+        known[key] = str(data.dtype), tuple(data.shape), xxhash.xxh3_128(flat.numpy().data).hexdigest()
     return known[key]
 
 
@@ -77,7 +77,7 @@ _owners: WeakSet[Owner] = WeakSet()
 
 
 def await_model(owner: Owner) -> None:
-    """Hand the model to `owner` when a worker of vLLM's in this process has loaded, compiled and run it, once, and before
+    """Hand the model to `owner` when a worker of vLLM's in this process has loaded, compiled and run it, once, before
     anybody can ask the engine for anything."""
     _owners.add(owner)
     method = CPUWorker.compile_or_warm_up_model
