@@ -15,6 +15,7 @@ from vllm.model_executor.model_loader.utils import get_model_cls
 
 from kvlingua.adapters.vllm import live_weights, stats, weights
 from kvlingua.adapters.vllm.identity import check_model_class, describe
+from kvlingua.adapters.vllm.lora import Adapters
 from kvlingua.adapters.vllm.metadata import StepOrders, StepResult, WorkerReady
 from kvlingua.adapters.vllm.process_cache import acquire, release
 from kvlingua.adapters.vllm.scheduler_side import SchedulerSide
@@ -77,7 +78,9 @@ class KVLinguaConnector(KVConnectorBase_V1, SupportsHMA):
             live_weights.await_model(self._worker)
             return
         switch = Switch(Activation(self._cache, description, self._guard), page)
-        self._scheduler = SchedulerSide(self._cache, switch, self._guard, page)
+        self._scheduler = SchedulerSide(
+            self._cache, switch, self._guard, page, Adapters(self._vllm_config, vllm.__version__)
+        )
         self._switch = switch
         # Read by vLLM after this constructor. Its default, to fail the request, would make a lost object visible to
         # users.

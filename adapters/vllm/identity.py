@@ -7,6 +7,8 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+from kvlingua.adapters.vllm.cache_plan import check_plan
+from kvlingua.adapters.vllm.versions import dtype_name, was_run
 from kvlingua.common.errors import UnsupportedError
 from kvlingua.common.identity.extents import ShardGrid
 from kvlingua.common.identity.model import ModelDescription, describe_model
@@ -14,6 +16,8 @@ from kvlingua.common.identity.ranks import Split
 from kvlingua.common.supported import VLLM
 from kvlingua.layouts.geometry import Geometry
 
+# What kv_cache_dtype may name, and the numbers that vLLM's kernels for CPUs then keep.
+FP8 = {"fp8": "float8_e4m3fn", "fp8_e4m3": "float8_e4m3fn", "fp8_e5m2": "float8_e5m2"}
 WORKER = "vllm.v1.worker.cpu_worker.CPUWorker"
 
 
@@ -23,19 +27,21 @@ def describe(config: Any, kv_cache_config: Any, version: str, layers_per_shard: 
         raise UnsupportedError(reason, message)
     model = config.model_config
     dtype = dtype_name(model.dtype)
+    cached = kv_dtype(config.cache_config.cache_dtype, dtype)
     description = describe_model(
         model.model,
         overrides=overrides_of(model),
         compute_dtype=dtype,
-        kv_dtype=kv_dtype(config.cache_config.cache_dtype, dtype),
+        kv_dtype=cached,
+        scales="tensor" if cached.startswith("float8") else None,
+        windows=True,
         load_format=str(getattr(config.load_config.load_format, "value", config.load_config.load_format)),
         quantization=model.quantization,
         revision=model.revision,
     )
-    check_ranks(description.geometry, config.parallel_config.tensor_parallel_size, layers_per_shard)
-    check_cache(
-        description, kv_cache_config, config.cache_config.block_size, config.parallel_config.tensor_parallel_size
-    )
+    ranks = config.parallel_config.tensor_parallel_size
+    check_ranks(description.geometry, ranks, layers_per_shard)
+    check_plan(description, kv_cache_config, config.cache_config.block_size, ranks)
     return description
 
 
@@ -55,21 +61,20 @@ def refusals(config: Any, kv_cache_config: Any, version: str) -> Iterator[tuple[
     for name, what in sizes.items():
         if getattr(parallel, name) > 1:
             yield "parallel", f"{what} ({name}={getattr(parallel, name)}) isn't supported yet, tensor parallelism is"
+    if parallel.tensor_parallel_size > 1 and not was_run("tensor parallelism", version):
+        yield "parallel", f"tensor parallelism was never run with vLLM {version}: use the newest that is supported"
+    if len(kv_cache_config.kv_cache_groups) > 1 and not was_run("sliding windows", version):
+        yield "sliding_window", f"sliding windows were never run with vLLM {version}: use the newest that is supported"
     if model.runner_type != "generate":
         yield "pooling", f"models that don't generate (runner {model.runner_type}) have no use for stored KV"
     if model.is_encoder_decoder or model.is_attention_free or model.is_diffusion:
         yield "architecture", "only decoder models with attention are supported"
-    if model.use_mla:
-        yield "mla", "multi-head latent attention (MLA) isn't supported yet"
+    if model.use_mla:  # seen in 0.32: its rotary operator takes rows that aren't dense, as these are, for dense ones
+        yield "mla", "vLLM rotates keys of latent attention (MLA) wrongly on CPUs, so that its KV isn't the model's"
     if model.is_hybrid or kv_cache_config.has_mamba_layers:
         yield "hybrid", "models with recurrent layers (Mamba, linear attention) aren't supported yet"
-    if len(kv_cache_config.kv_cache_groups) != 1:
-        yield (
-            "hybrid",
-            f"{len(kv_cache_config.kv_cache_groups)} KV cache groups (sliding window, hybrid) aren't supported yet",
-        )
-    if cache.cache_dtype != "auto" and cache.cache_dtype != dtype_name(model.dtype):
-        yield "kv_dtype", f"kv_cache_dtype {cache.cache_dtype} isn't supported yet: use auto"
+    if kv_dtype(cache.cache_dtype, dtype_name(model.dtype)) not in (dtype_name(model.dtype), *FP8.values()):
+        yield "kv_dtype", f"kv_cache_dtype {cache.cache_dtype} isn't supported: use auto, {' or '.join(FP8)}"
     if config.speculative_config is not None:
         yield "speculative", "speculative decoding isn't supported yet"
     if model.quantization is not None or config.quant_config is not None:
@@ -99,7 +104,7 @@ def _unproved(config: Any) -> Iterator[tuple[str, str]]:
         "scheduler_cls": config.scheduler_config.scheduler_cls,
         "async_scheduling": config.scheduler_config.async_scheduling,
         "kv_sharing_fast_prefill": config.cache_config.kv_sharing_fast_prefill,
-        "engram_config": config.engram_config,
+        "engram_config": getattr(config, "engram_config", None),
     }
     for name, value in settings.items():
         if value:
@@ -133,13 +138,9 @@ def overrides_of(model: Any) -> Mapping[str, Any]:
     return dict(model.hf_overrides or {})
 
 
-def dtype_name(dtype: Any) -> str:
-    """`torch.float32` -> `float32`."""
-    return str(dtype).removeprefix("torch.")
-
-
 def kv_dtype(cache_dtype: str, compute_dtype: str) -> str:
-    return compute_dtype if cache_dtype == "auto" else cache_dtype
+    """The type of the KV's numbers, as kvlingua calls it."""
+    return compute_dtype if cache_dtype == "auto" else FP8.get(cache_dtype, cache_dtype)
 
 
 def check_ranks(geometry: Geometry, ranks: int, layers_per_shard: int | None) -> None:
@@ -147,49 +148,3 @@ def check_ranks(geometry: Geometry, ranks: int, layers_per_shard: int | None) ->
     grid = ShardGrid.of(geometry, layers_per_shard)
     for extent in Split.of(geometry.kv_heads, geometry.layers, ranks).extents():
         grid.check_writer(extent)
-
-
-def check_cache(description: ModelDescription, kv_cache_config: Any, block_size: int, ranks: int = 1) -> None:
-    """Raise UnsupportedError unless vLLM's plan of its KV cache holds this model's layers, all of them, in one group,
-    and of its heads what each of `ranks` holds."""
-    geometry = description.geometry
-    (group,) = kv_cache_config.kv_cache_groups
-    spec = group.kv_cache_spec
-    name = type(spec).__name__
-    if (
-        name != "FullAttentionSpec"
-        or spec.sliding_window is not None
-        or spec.attention_chunk_size is not None
-        or spec.non_causal
-    ):
-        raise UnsupportedError(
-            "attention", f"a KV cache of {name} isn't plain full attention, which is all that is supported yet"
-        )
-    k, v = geometry.planes
-    expected = {
-        "layers": geometry.layers,
-        "kv heads": max(1, geometry.kv_heads // ranks),
-        "K width": k.width,
-        "V width": v.width,
-        "dtype": geometry.dtype,
-        "block size": block_size,
-        "padding": None,
-        "head slots": None,
-        "tokens per state": 1,
-    }
-    found = {
-        "layers": len(group.layer_names),
-        "kv heads": spec.num_kv_heads,
-        "K width": spec.head_size,
-        "V width": spec.head_size_v,
-        "dtype": dtype_name(spec.dtype),
-        "block size": spec.block_size,
-        "padding": spec.page_size_padded,
-        "head slots": spec.num_head_slots,
-        "tokens per state": spec.tokens_per_state,
-    }
-    for what, value in expected.items():
-        if found[what] != value:
-            raise UnsupportedError(
-                "cache_shape", f"vLLM's KV cache has {what} {found[what]}, expected {value} from the model's files"
-            )

@@ -14,14 +14,15 @@ from kvlingua.common.identity.namespace import Namespace
 
 @dataclass(frozen=True)
 class LoadOrder:
-    """Copy prompt positions [start, stop) of `hit` into the request's blocks. `blocks`: its whole block table.
+    """Copy prompt positions [start, stop) of `hit` into the request's blocks. `blocks`: its whole block table, one for
+    each KV cache group.
 
     `hit` is None if the order could not be made after it was promised: nothing to load, report it as failed.
     """
 
     request_id: str
     hit: Hit | None
-    blocks: tuple[int, ...]
+    blocks: tuple[tuple[int, ...], ...]
     start: int
     stop: int
 
@@ -32,9 +33,10 @@ class StoreOrder:
 
     request_id: str
     digests: tuple[bytes, ...]  # of all chunks up to `stop`, 32 bytes each
-    blocks: tuple[int, ...]
+    blocks: tuple[tuple[int, ...], ...]
     start: int
     stop: int
+    lora: str | None = None  # digest of the adapter it was computed with
 
 
 @dataclass(frozen=True)

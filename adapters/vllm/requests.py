@@ -1,5 +1,5 @@
 """Which requests take part: those whose KV is a function of their token ids (and of the cache salt, which is in
-their keys)."""
+their keys, and of a LoRA adapter, whose digest is in their namespace)."""
 
 from typing import Any
 
@@ -12,8 +12,6 @@ def passes_through(request: Any) -> str | None:
         return "prompt_embeds"  # its token ids, where it has any, are place holders
     if request.mm_features:
         return "multimodal"  # images and sounds stand behind place holders
-    if request.lora_request is not None:
-        return "lora"  # other weights
     if request.pooling_params is not None:
         return "pooling"
     if not request.prompt_token_ids:

@@ -13,6 +13,8 @@ from concurrent.futures import Future, wait
 from dataclasses import dataclass, field
 from typing import Any
 
+from kvlingua.adapters.vllm.groups import held_from
+from kvlingua.adapters.vllm.lora import Adapters
 from kvlingua.adapters.vllm.metadata import LoadOrder, StepOrders, StepResult, StoreOrder
 from kvlingua.adapters.vllm.requests import only_stores, passes_through, seed_of
 from kvlingua.adapters.vllm.switch import Switch
@@ -20,6 +22,7 @@ from kvlingua.common import log
 from kvlingua.common.cache import Hit, KVCache
 from kvlingua.common.guard import Guard
 from kvlingua.common.identity.chain import chain_digests
+from kvlingua.common.identity.lora import with_adapter
 from kvlingua.common.identity.namespace import Namespace
 from kvlingua.common.metrics import refused
 from kvlingua.common.prefix import reusable_tokens
@@ -37,6 +40,7 @@ class Tracked:
     loads: bool  # may anything be loaded for it
     stores: bool
     asked: Future[Callable[[], Hit]] | None = None
+    lora: Any = None  # the adapter it runs with, a LoRARequest
     hit: Hit | None = None  # of the one lookup; asking again changes nothing
     asked_from: int = 0  # tokens that vLLM had itself when it asked last
     stored: int = 0  # tokens up to which chunks are in the store or on their way
@@ -47,8 +51,9 @@ class Tracked:
 class SchedulerSide:
     """One engine's requests. Every method is called by the scheduler's thread and none of them raises."""
 
-    def __init__(self, cache: KVCache, switch: Switch, guard: Guard, page: int) -> None:
+    def __init__(self, cache: KVCache, switch: Switch, guard: Guard, page: int, adapters: Adapters) -> None:
         self._cache = cache
+        self._adapters = adapters
         self._switch = switch
         self._guard = guard
         self._page = page
@@ -114,6 +119,11 @@ class SchedulerSide:
             return 0
         if tracked.hit is None:
             if tracked.asked is None:
+                if tracked.lora is not None:
+                    digest = self._adapters.digest(tracked.lora)
+                    if digest is None:
+                        return 0
+                    namespace = with_adapter(namespace, digest)
                 tokens = tracked.request.all_token_ids[: tracked.prompt]
                 digests = self._digests(tracked, tracked.prompt)
                 tracked.asked = self._cache.submit_lookup(namespace, tokens, seed=tracked.seed, digests=digests)
@@ -128,9 +138,9 @@ class SchedulerSide:
 
     def _order(self, request: Any, blocks: Any, external: int) -> LoadOrder:
         tracked = self._requests[request.request_id]
-        (table,) = blocks.get_block_ids()
+        tables = tuple(tuple(table) for table in blocks.get_block_ids())
         start = tracked.asked_from
-        return LoadOrder(request.request_id, tracked.hit, tuple(table), start, start + external)
+        return LoadOrder(request.request_id, tracked.hit, tables, start, start + external)
 
     def _track(self, request: Any) -> Tracked:
         tracked = self._requests.get(request.request_id)
@@ -144,12 +154,16 @@ class SchedulerSide:
                     f"vllm: requests of this kind pass through without cache: {reason}",
                 )
             role = self._cache.config.role
+            # Where adapters are enabled, vLLM's kernels for CPUs take "no adapter" (-1) for its last slot's: what they
+            # compute without one, beside others or in a decode, is wrong once that slot is in use.
+            sound = request.lora_request is not None or not self._adapters.enabled
             tracked = Tracked(
                 request,
                 prompt=0 if reason else len(request.prompt_token_ids),
                 seed=b"" if reason else seed_of(request),
                 loads=reason is None and role != "producer" and not only_stores(request),
-                stores=reason is None and role != "consumer",
+                stores=reason is None and role != "consumer" and sound,
+                lora=request.lora_request,
             )
             self._requests[request.request_id] = tracked
         return tracked
@@ -167,9 +181,16 @@ class SchedulerSide:
             stop = min(before[request_id] + tokens, tracked.request.num_tokens)
             stop -= stop % namespace.chunk_tokens
             if stop > tracked.stored:
-                (blocks,) = scheduled.kv_connector_block_state.get_block_ids(request_id)
+                lora = None if tracked.lora is None else self._adapters.digest(tracked.lora)
+                if tracked.lora is not None and lora is None:
+                    continue  # until it is known
+                found = scheduled.kv_connector_block_state.get_block_ids(request_id)
+                tables = tuple(tuple(table) for table in found)
+                start = tracked.stored
+                if len(tables) > 1:  # what a window has left behind is lost
+                    start = held_from(tables, self._page, start, stop)
                 digests = tuple(self._digests(tracked, stop))
-                orders.append(StoreOrder(request_id, digests, tuple(blocks), tracked.stored, stop))
+                orders.append(StoreOrder(request_id, digests, tables, start, stop, lora))
                 tracked.stored = stop
         return tuple(orders)
 

@@ -7,8 +7,9 @@ from weakref import WeakSet
 
 from vllm.v1.worker.cpu_worker import CPUWorker
 
-# The methods of vLLM's worker that write weights, hand them out to be written, or are steps on the way to new ones.
-# Each can be called from outside (collective_rpc, the HTTP API), and no hook of a connector tells of it.
+# The methods of vLLM's worker that write weights, hand them out to be written, or are steps on the way to new ones, of
+# all supported versions. Each can be called from outside (collective_rpc, the HTTP API), and no hook of a connector
+# tells of it. A test compares this list with what a version has.
 WRITERS = (
     "load_model",
     "reload_weights",
@@ -44,8 +45,8 @@ def watch(watcher: Watcher) -> None:
     """
     _watchers.add(watcher)
     for name in WRITERS:
-        method = getattr(CPUWorker, name)
-        if not hasattr(method, "kvlingua_watches"):
+        method = getattr(CPUWorker, name, None)  # not every version has all
+        if method is not None and not hasattr(method, "kvlingua_watches"):
             setattr(CPUWorker, name, _watched(name, method))
 
 

@@ -5,14 +5,18 @@ from collections.abc import Mapping
 from functools import partial
 from typing import Any
 
+from kvlingua.adapters.vllm.cache_plan import windows_of
+from kvlingua.adapters.vllm.groups import Groups, group_of_layers
+from kvlingua.adapters.vllm.kernel_proof import check_kernel
 from kvlingua.adapters.vllm.live_weights import LiveWeights
 from kvlingua.adapters.vllm.metadata import LoadOrder, StepOrders, StepResult, StoreOrder
 from kvlingua.adapters.vllm.transfers import Loads, Stores
-from kvlingua.adapters.vllm.views import layout_name, ordered_layers, pool_of
+from kvlingua.adapters.vllm.views import MLA_LAYOUT, layout_name, ordered_layers, pool_of, static_scales
 from kvlingua.common.cache import KVCache
 from kvlingua.common.cpu_clock import ClockedThread
 from kvlingua.common.errors import LoadError
 from kvlingua.common.guard import Guard
+from kvlingua.common.identity.lora import with_adapter
 from kvlingua.common.identity.namespace import Namespace
 from kvlingua.common.identity.ranks import Split
 from kvlingua.layouts.geometry import Geometry
@@ -30,7 +34,7 @@ class WorkerSide:
         self._geometry = geometry
         self._kv_cache_config = kv_cache_config
         self._page = page
-        self._pool: Pool | None = None
+        self._pool: Pool | Groups | None = None
         self._writes = True  # unless a lower rank holds the same heads
         self._layers: frozenset[str] = frozenset()
         self._computed: set[str] = set()  # layers whose attention this step's forward has passed
@@ -51,20 +55,38 @@ class WorkerSide:
 
         Raises UnsupportedError, LayoutError.
         """
-        (group,) = self._kv_cache_config.kv_cache_groups
-        order = ordered_layers(group.layer_names, tensors, self._geometry.layers)
-        layout = layout_name([layers[name] for name in order], self._kv_cache_config.kv_cache_layout)
+        groups = self._kv_cache_config.kv_cache_groups
+        names = [name for group in groups for name in group.layer_names]
+        order = ordered_layers(names, tensors, self._geometry.layers)
+        attention = [layers[name] for name in order]
+        layout = layout_name(attention, self._kv_cache_config.kv_cache_layout)
         split = Split.of(self._geometry.kv_heads, self._geometry.layers, ranks)
-        self._pool = pool_of(
-            layout,
-            [tensors[name] for name in order],
-            self._geometry,
-            split.extent(rank, 0),
-            page=self._page,
-            blocks=self._kv_cache_config.num_blocks,
-        )
+        if layout != MLA_LAYOUT:
+            check_kernel(layout, attention[0], self._geometry, split.extent(rank, 0).heads, self._page)
+        blocks, windows = self._kv_cache_config.num_blocks, windows_of(groups)
+        if windows == [None]:
+            self._pool = pool_of(
+                layout,
+                [tensors[name] for name in order],
+                self._geometry,
+                split.extent(rank, 0),
+                page=self._page,
+                blocks=blocks,
+                scales=static_scales(attention, self._geometry),
+            )
+        else:
+            self._pool = Groups.of(
+                layout,
+                [tensors[name] for name in order],
+                group_of_layers(order, groups),
+                windows,
+                self._geometry,
+                page=self._page,
+                blocks=blocks,
+                chunk_tokens=self._cache.config.chunk_tokens,
+            )
         self._writes = split.writes(rank)
-        self._layers = frozenset(group.layer_names)
+        self._layers = frozenset(names)
         return layout
 
     def model_loaded(self, model: Any) -> None:
@@ -162,11 +184,19 @@ class WorkerSide:
             raise LoadError(
                 self._off[1] if self._off else "it was ordered without a stored prefix, or for an unknown KV cache"
             )
-        into = self._pool.view(order.blocks, order.start, order.stop)
-        self._loads.begun(order.request_id, self._cache.submit_load(order.hit, into, order.start, order.stop))
+        if isinstance(self._pool, Groups):
+            handle = self._pool.load(self._cache, order.hit, order.blocks, order.start, order.stop)
+        else:
+            into = self._pool.view(order.blocks[0], order.start, order.stop)
+            handle = self._cache.submit_load(order.hit, into, order.start, order.stop)
+        self._loads.begun(order.request_id, handle)
 
     def _store(self, order: StoreOrder, namespace: Namespace) -> None:
-        if self._pool is not None:
-            source = self._pool.view(order.blocks, order.start, order.stop)
+        if order.lora is not None:
+            namespace = with_adapter(namespace, order.lora)
+        if isinstance(self._pool, Groups):
+            self._pool.store(self._cache, namespace, order.blocks, order.start, order.stop, order.digests)
+        elif self._pool is not None:
+            source = self._pool.view(order.blocks[0], order.start, order.stop)
             handle = self._cache.submit_store(namespace, (), source, order.start, order.stop, digests=order.digests)
             self._stores.add(order.request_id, handle)

@@ -25,8 +25,8 @@ ROOT = Path(__file__).resolve().parents[2]
 START_SECONDS = 300.0
 ANSWER_SECONDS = 120.0
 EXIT_SECONDS = 30.0
-# Said when the model's fingerprint is known, or never will be.
-SWITCH = re.compile(r"kvlingua: (?:\w+: )?(?:(?P<on>on: \w+, namespace (?P<namespace>[0-9a-f]+), )|off: )")
+# Said when the model's fingerprint is known, or never will be; where the engine's logging has a form of its own, in that.
+SWITCH = re.compile(r"kvlingua: ?(?:\w+: )?(?:(?P<on>on: \w+, namespace (?P<namespace>[0-9a-f]+), )|off: )")
 SWITCH_SECONDS = 30.0
 
 

@@ -1,5 +1,5 @@
-"""vLLM as a driver. Options of an ask: `sampling` (further SamplingParams), `lora` (an adapter's folder), `embeds` (a
-safetensors file holding `embeds` [token, hidden], used in place of the token ids)."""
+"""vLLM as a driver. Options of an ask: `sampling` (further SamplingParams), `lora` (an adapter's folder), `lora_name`
+(if not one of its own), `embeds` (a safetensors file holding `embeds` [token, hidden], used in place of token ids)."""
 
 import pkgutil
 import time
@@ -56,7 +56,7 @@ class Vllm:
             )
             for ask in asks
         ]
-        loras = [self._lora(ask.options.get("lora")) for ask in asks]
+        loras = [self._lora(ask.options.get("lora"), ask.options.get("lora_name")) for ask in asks]
         before, start = self._counts(), time.monotonic()
         outputs = self._llm.generate(prompts, sampling, lora_request=loras if any(loras) else None, use_tqdm=False)
         seconds, after = time.monotonic() - start, self._counts()
@@ -113,13 +113,14 @@ class Vllm:
             prompt["cache_salt"] = ask.cache_salt
         return prompt
 
-    def _lora(self, folder: str | None) -> Any:
+    def _lora(self, folder: str | None, name: str | None) -> Any:
         if folder is None:
             return None
         from vllm.lora.request import LoRARequest
 
         if folder not in self._loras:
-            self._loras[folder] = LoRARequest(f"lora-{len(self._loras) + 1}", len(self._loras) + 1, folder)
+            number = len(self._loras) + 1
+            self._loras[folder] = LoRARequest(name or f"lora-{number}", number, folder)
         return self._loras[folder]
 
     def _counts(self) -> dict[str, int]:

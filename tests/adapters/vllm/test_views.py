@@ -1,13 +1,15 @@
 """Registered tensors become a pool only if they are what the layout's row says; all else is refused by name."""
 
+import ctypes
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
 
-from kvlingua.adapters.vllm.views import layout_name, ordered_layers, pool_of
+from kvlingua.adapters.vllm.views import layout_name, ordered_layers, pool_of, static_scales
 from kvlingua.common.errors import UnsupportedError
-from kvlingua.layouts.geometry import Geometry
+from kvlingua.layouts.geometry import Extent, Geometry, Rope
 
 LAYERS, HEADS, DIM, PAGE, BLOCKS = 12, 2, 32, 16, 5
 GEOMETRY = Geometry.kv(LAYERS, HEADS, DIM, "float32")
@@ -20,6 +22,7 @@ class Layer:
         self._backend = backend
         if isa is not None:
             self.isa = isa
+        self.impl: object = None
 
     def get_attn_backend(self) -> type:
         name = self._backend
@@ -99,3 +102,38 @@ def test_the_kernel_in_use_decides_the_layout() -> None:
             layout_name([Layer("CPU_ATTN", "vec")], order)
     with pytest.raises(UnsupportedError, match="several kinds"):
         layout_name([Layer("CPU_ATTN", "vec"), Layer("CPU_ATTN", "vec16")], "LBHNC")
+
+
+def test_the_kernel_may_be_the_implementation_s() -> None:
+    """As before vLLM 0.30."""
+    layer = Layer("CPU_ATTN", None)
+    layer.impl = type("Impl", (), {"isa": "vec16"})()
+    assert layout_name([layer], "LBHNC") == "vllm_cpu_vec16"
+
+
+def test_fp8_with_the_layers_own_scales() -> None:
+    geometry = Geometry.kv(LAYERS, HEADS, DIM, "float8_e4m3fn", scales="tensor")
+    layers = [SimpleNamespace(_k_scale_float=1.0 + n, _v_scale_float=0.5) for n in range(LAYERS)]
+    scales = static_scales(layers, geometry)
+    found = pool_of("vllm_cpu_vec", tensors(dtype=torch.uint8), geometry, page=PAGE, blocks=BLOCKS, scales=scales)
+    assert found.fixed == {"k_scale", "v_scale"}
+    held = [[ctypes.c_float.from_address(buffer.pointer).value for buffer in scales[p]] for p in ("k_scale", "v_scale")]
+    assert held == [[1.0 + n for n in range(LAYERS)], [0.5] * LAYERS]
+    assert static_scales(layers, GEOMETRY) == {}
+    with pytest.raises(UnsupportedError, match=r"expected .* of uint8"):
+        pool_of("vllm_cpu_vec", tensors(), geometry, page=PAGE, blocks=BLOCKS, scales=scales)
+
+
+def test_latents_are_rows_with_the_rotated_key_as_pairs() -> None:
+    geometry = Geometry.mla(LAYERS, 48, 16, "float32", rope=Rope("half", 16))
+    rows = [torch.zeros(BLOCKS, 1, PAGE, 64) for _ in range(LAYERS)]
+    name = layout_name([Layer("CPU_MLA", None)] * 2, "LBHNC")
+    found = pool_of(name, rows, geometry, page=PAGE, blocks=BLOCKS)
+    assert found.geometry.plane("rope").rope == Rope("interleaved", 16)
+    assert found.planes[1].bases[2] == rows[2].data_ptr() + 48 * 4
+
+
+def test_the_heads_and_layers_of_a_part() -> None:
+    part = pool_of("vllm_cpu_vec", tensors()[:4], Geometry.kv(LAYERS, 2 * HEADS, DIM, "float32"), Extent(2, 4, 3, 7),
+                   page=PAGE, blocks=BLOCKS)  # fmt: skip
+    assert part.extent == Extent(2, 4, 3, 7)

@@ -26,9 +26,11 @@ from vllm.v1.request import Request
 from vllm.v1.worker.cpu_worker import CPUWorker
 
 from demo.job import MODEL
+from kvlingua.adapters.vllm import weights
 from kvlingua.adapters.vllm.connector import KVLinguaConnector
 from kvlingua.adapters.vllm.identity import check_model_class, refusals
 from kvlingua.adapters.vllm.live_weights import LiveWeights
+from kvlingua.adapters.vllm.lora import Adapters
 from kvlingua.adapters.vllm.metadata import WorkerReady
 from kvlingua.adapters.vllm.requests import passes_through
 from kvlingua.adapters.vllm.scheduler_side import SchedulerSide
@@ -194,7 +196,7 @@ def requests(folder: Path) -> dict[str, Any]:
     while (namespace := switch.namespace) is None:
         time.sleep(0.05)
     fill(cache, namespace)
-    side = SchedulerSide(cache, switch, guard, PAGE)
+    side = SchedulerSide(cache, switch, guard, PAGE, Adapters(configuration(), "0.32.0"))
     promised = {name: asked(side, request) for name, request in kinds(IDS).items()}
     for name in promised:
         side.finished(name)
@@ -287,5 +289,7 @@ if __name__ == "__main__":
         "live weights": live_weights(),
         "connectors": connectors(folder / "connectors"),
         "model classes": model_classes(),
+        "writers": weights.WRITERS,
+        "worker methods": [name for name in dir(CPUWorker) if name[0] != "_" and callable(getattr(CPUWorker, name))],
     }
     print(json.dumps(parts))

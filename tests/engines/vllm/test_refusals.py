@@ -48,8 +48,11 @@ def answers(driver: Driver) -> list[list[int]]:
 @pytest.mark.parametrize(
     ("options", "line"),
     [
-        pytest.param({"model": "sliding"}, r"off: .*(sliding|gemma2)", id="hybrid"),
-        pytest.param({"engine": {"kv_cache_dtype": "fp8"}}, "off: kv_cache_dtype fp8", id="fp8"),
+        pytest.param(
+            {"model": "sliding", "engine": {"disable_hybrid_kv_cache_manager": True}},
+            "off: .*FullAttentionSpec, window 64",
+            id="one table for windows and all",
+        ),
         pytest.param({"engine": {"tensor_parallel_size": 2}, "processes": True}, "off: tensor parallelism", id="tp2"),
     ],
 )
@@ -101,7 +104,7 @@ LOOKUP = {"method": "ngram", "num_speculative_tokens": 2, "prompt_lookup_max": 3
     [
         pytest.param({"engine": {"speculative_config": LOOKUP}}, "off: speculative decoding", id="speculative"),
         pytest.param({"engine": {"load_format": "dummy"}}, "off: .*dummy", id="dummy"),
-        pytest.param({"model": "latent", "page": 16}, "off: multi-head latent attention", id="mla"),
+        pytest.param({"model": "latent", "page": 16}, "off: .*latent attention", id="mla"),
     ],
 )
 def test_it_is_off_and_the_engine_answers(

@@ -1,7 +1,6 @@
 """Requests whose KV isn't a function of their token ids pass through; those with a cache_salt share only with their
 own kind."""
 
-import json
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -16,19 +15,13 @@ from tests.engines.texts import chunks, length, taken, text
 from tests.engines.vllm.conftest import Launcher
 
 TEXT, OTHER = text(40), text(41)
-RANK = 8
 
 
 @pytest.fixture(scope="module")
 def driver(launch: Launcher, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Driver]:
-    """An engine that takes adapters and embeddings, and has no prefix cache of its own; TEXT is stored."""
+    """An engine that takes embeddings, and has no prefix cache of its own; TEXT is stored."""
     store = tmp_path_factory.mktemp("requests") / "store"
-    engine = {
-        "enable_prefix_caching": False,
-        "enable_prompt_embeds": True,
-        "enable_lora": True,
-        "max_lora_rank": RANK,
-    }
+    engine = {"enable_prefix_caching": False, "enable_prompt_embeds": True}
     with launch(store, engine=engine) as driver:
         driver.generate(TEXT)
         driver.wait_objects(chunks(TEXT))
@@ -56,19 +49,6 @@ def test_cache_salt(driver: Driver) -> None:
     assert first.answers[0].tokens == plain.answers[0].tokens
 
 
-def test_lora(driver: Driver, tmp_path: Path) -> None:
-    """An adapter's request neither takes what the base model has stored, nor stores. The base model's still reuse."""
-    adapter = random_adapter(tmp_path / "adapter")
-    objects = driver.objects()
-    adapted = driver.generate(with_options(TEXT, lora=str(adapter)))
-    assert (adapted.reused, adapted.computed) == (0, length(TEXT))
-    assert answer(driver, with_options(OTHER, lora=str(adapter))) != answer(driver, OTHER)
-    driver.wait_objects(objects + chunks(OTHER))
-    assert driver.objects() == objects + chunks(OTHER), "stored by the base model's request alone"
-    mixed = driver.generate(with_options(OTHER, lora=str(adapter)), TEXT, OTHER)
-    assert mixed.reused == taken(32, TEXT, OTHER)
-
-
 def test_prompt_embeddings(driver: Driver, tmp_path: Path) -> None:
     """Their token ids are zeros, which is what is stored beforehand: a hit would be a prompt of zeros."""
     weights = load_file(Path(MODEL) / "model.safetensors")["model.embed_tokens.weight"]
@@ -91,22 +71,3 @@ def test_prompt_logprobs(driver: Driver) -> None:
     """They are computed from the hidden states of all tokens of the prompt."""
     reply = driver.generate(with_options(TEXT, sampling={"prompt_logprobs": 1}))
     assert (reply.reused, reply.computed) == (0, length(TEXT))
-
-
-def random_adapter(folder: Path) -> Path:
-    """A LoRA adapter of q, k, v and o with large random weights."""
-    folder.mkdir()
-    config = json.loads((Path(MODEL) / "config.json").read_text())
-    hidden, head = config["hidden_size"], config["head_dim"]
-    widths = {"q_proj": config["num_attention_heads"] * head, "v_proj": config["num_key_value_heads"] * head}
-    generator = torch.Generator().manual_seed(0)
-    tensors = {}
-    for layer in range(config["num_hidden_layers"]):
-        for name, width in widths.items():
-            key = f"base_model.model.model.layers.{layer}.self_attn.{name}"
-            tensors[f"{key}.lora_A.weight"] = torch.randn(RANK, hidden, generator=generator)
-            tensors[f"{key}.lora_B.weight"] = torch.randn(width, RANK, generator=generator)
-    save_file(tensors, folder / "adapter_model.safetensors")
-    values = {"peft_type": "LORA", "r": RANK, "lora_alpha": RANK, "target_modules": list(widths), "bias": "none"}
-    (folder / "adapter_config.json").write_text(json.dumps(values))
-    return folder
