@@ -2,8 +2,6 @@
 #ifndef KVLINGUA_CUDA_NUMBERS_H_
 #define KVLINGUA_CUDA_NUMBERS_H_
 
-#include <type_traits>
-
 #include "../cast_formats.h"
 #include "../cast_scalar.h"
 #include "../kvlingua.h"
@@ -22,10 +20,24 @@ KVL_DEVICE uint32_t as_bits(float number) {
     return bits;
 }
 
+// What C++'s <type_traits> has, too, but hiprtc doesn't have that.
+template <class A, class B>
+constexpr bool kSame = false;
+template <class A>
+constexpr bool kSame<A, A> = true;
+template <size_t kBytes>
+struct Access {
+    using Type = Bytes16;
+};
+template <>
+struct Access<1> {
+    using Type = Bytes8;
+};
+
 // Accesses to `kCount` codes of T side by side, 1 or 8.
 template <class T, uint32_t kCount>
 struct Codes {
-    using Vector = std::conditional_t<sizeof(T) == 1, Bytes8, Bytes16>;
+    using Vector = typename Access<sizeof(T)>::Type;
     static constexpr uint32_t kBits = 8 * sizeof(T), kEach = 32 / kBits, kWords = kCount / kEach;
     static constexpr uint32_t kVectorWords = sizeof(Vector) / sizeof(uint32_t);
 
@@ -105,12 +117,12 @@ KVL_DEVICE uint32_t encode_one(uint32_t x) {
 // The formulas take so many operations that these, and not memory, would set the pace. The instructions give the same
 // codes, as far as NVIDIA's own software for them says: it was compared for every number of fp32.
 template <class F>
-constexpr bool kInstructed = std::is_same_v<F, E4m3fn> || std::is_same_v<F, E5m2>;
+constexpr bool kInstructed = kSame<F, E4m3fn> || kSame<F, E5m2>;
 
 template <class F>
 KVL_DEVICE void encode_two(const uint32_t* x, uint32_t* code) {
     uint16_t both;
-    if constexpr (std::is_same_v<F, E4m3fn>)
+    if constexpr (kSame<F, E4m3fn>)
         asm("cvt.rn.satfinite.e4m3x2.f32 %0, %1, %2;" : "=h"(both) : "f"(as_number(x[1])), "f"(as_number(x[0])));
     else
         asm("cvt.rn.satfinite.e5m2x2.f32 %0, %1, %2;" : "=h"(both) : "f"(as_number(x[1])), "f"(as_number(x[0])));
