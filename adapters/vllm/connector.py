@@ -7,7 +7,6 @@ from vllm.config import get_layers_from_vllm_config
 from vllm.distributed.kv_transfer.kv_connector.v1.base import (
     KVConnectorBase_V1,
     KVConnectorRole,
-    KVConnectorTransferResults,
     SupportsHMA,
 )
 from vllm.model_executor.layers.attention_layer_base import AttentionLayerBase
@@ -188,8 +187,11 @@ class KVLinguaConnector(KVConnectorBase_V1, SupportsHMA):
         if self._worker is not None:
             self._worker.store(self._get_connector_metadata())
 
-    def get_transfer_results(self, finished_req_ids: set[str]) -> KVConnectorTransferResults:
+    def get_transfer_results(self, finished_req_ids: set[str]) -> Any:
         """What is over: copies out of blocks of requests that have ended, loads; what failed is computed by vLLM."""
+        # Here, because releases that are refused don't have it, and are to say so.
+        from vllm.distributed.kv_transfer.kv_connector.v1.base import KVConnectorTransferResults
+
         sent, received, failed = self._worker.over(finished_req_ids) if self._worker else (set(), set(), set())
         return KVConnectorTransferResults(finished_sending=sent, finished_recving=received, failed_recving=failed)
 

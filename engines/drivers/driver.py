@@ -25,7 +25,7 @@ ROOT = Path(__file__).resolve().parents[2]
 START_SECONDS = 300.0
 ANSWER_SECONDS = 120.0
 EXIT_SECONDS = 30.0
-# Said when the model's fingerprint is known, or never will be; where the engine's logging has a form of its own, in that.
+# Said when the fingerprint is known, or never will be. An engine whose logging has a form of its own says it in that.
 SWITCH = re.compile(r"kvlingua: ?(?:\w+: )?(?:(?P<on>on: \w+, namespace (?P<namespace>[0-9a-f]+), )|off: )")
 SWITCH_SECONDS = 30.0
 
