@@ -36,7 +36,8 @@ class Staging:
     def __init__(self, cache: KVCache, pool: Pool) -> None:
         self._cache = cache
         self._pool = pool
-        self._copies: list[_Copy] = []
+        self._copies: list[_Copy] = []  # until the cache has copied them on
+        self._writing: list[_Copy] = []  # until they are stored, or given up
         self._nbytes = 0
         self._known: OrderedDict[bytes, float] = OrderedDict()
 
@@ -77,18 +78,15 @@ class Staging:
         return True
 
     def sweep(self) -> None:
-        """Let go of what is copied on, or dropped."""
-        if not self._copies:
-            return
-        left = []
-        for copy in self._copies:
-            if not copy.handle.copied.is_set():
-                left.append(copy)
-                continue
+        """Let go of what is copied on, and forget what didn't come to be stored."""
+        for copy in [one for one in self._copies if one.handle.copied.is_set()]:
+            self._copies.remove(copy)
+            self._writing.append(copy)
             self._nbytes -= copy.nbytes
+        for copy in [one for one in self._writing if one.handle.committed.is_set()]:
+            self._writing.remove(copy)
             if copy.handle.dropped or copy.handle.error is not None:
                 self.forget(copy.digests)
-        self._copies = left
 
     def _contiguous(self, source: View) -> View:
         """Fresh memory for as many tokens, [head, token, dim] per layer and plane."""
