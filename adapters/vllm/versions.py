@@ -9,7 +9,7 @@ from kvlingua.common.supported import VLLM
 # What only these releases were run with; in other supported ones it is refused.
 RUN_WITH: Mapping[str, tuple[str, ...]] = {
     "tensor parallelism": ("0.32",),
-    "sliding windows": ("0.32",),
+    "sliding windows": (),  # what was stored is right; that what is loaded is, hasn't been shown (test_hybrid.py)
     "LoRA adapters": ("0.32",),
 }
 

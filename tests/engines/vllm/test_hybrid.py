@@ -20,6 +20,10 @@ from tests.engines.texts import CHUNK, chunks, length, objects_of, taken, text
 from tests.engines.vllm.conftest import Launcher
 from tests.spoil import flip_byte, negate_v
 
+pytestmark = pytest.mark.skip(
+    "refused (adapters/vllm/versions.py) until this passes with a model whose tokens depend on what is loaded: "
+    "the one here answers one token whatever is loaded"
+)
 WINDOW = 100  # no multiple of a block or chunk, and less than the texts are long
 TEXTS = [text(seed) for seed in range(90, 93)]
 ENGINE = {"max_num_batched_tokens": 160, "long_prefill_token_threshold": 96}
