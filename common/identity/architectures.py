@@ -4,7 +4,7 @@ To add one: compare its K and V in Hugging Face transformers, vLLM and SGLang on
 add a row.
 """
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
@@ -39,6 +39,8 @@ class Architecture:
     names: Mapping[str, str] = field(default_factory=dict)
     latent: bool = False
     windows: bool = False
+    rope_by_layer: bool = False
+    rope_flags: tuple[str, ...] = ()
 
 
 _WINDOW_OFF = {"use_sliding_window": False}
@@ -51,7 +53,7 @@ ARCHITECTURES: Mapping[str, Architecture] = {
         scaled_rope=True,
         kv_heads="required",
         head_dim="optional",
-        states={"sliding_window": None},  # transformers' default is a window of 4,096
+        windows=True,
     ),
     "qwen2": Architecture(classes=("Qwen2ForCausalLM",), scaled_rope=True, kv_heads="required", requires=_WINDOW_OFF),
     "qwen3": Architecture(
@@ -64,6 +66,27 @@ ARCHITECTURES: Mapping[str, Architecture] = {
         head_dim="required",
         requires={"attention_bias": False, "use_bidirectional_attention": (None, False)},
         windows=True,
+    ),
+    "gemma3_text": Architecture(
+        classes=("Gemma3ForCausalLM",),
+        scaled_rope=True,
+        kv_heads="required",
+        head_dim="required",
+        requires={
+            "attention_bias": False,
+            "attn_logit_softcapping": None,
+            "use_bidirectional_attention": (None, False),
+        },
+        windows=True,
+        rope_by_layer=True,
+    ),
+    "gpt_oss": Architecture(
+        classes=("GptOssForCausalLM",),
+        scaled_rope=True,
+        kv_heads="required",
+        head_dim="required",
+        windows=True,
+        rope_flags=("truncate",),
     ),
     "granite": Architecture(classes=("GraniteForCausalLM",), scaled_rope=True),
     "phi": Architecture(classes=("PhiForCausalLM",), rotary_factor=0.5, requires={"qk_layernorm": False}),
@@ -147,10 +170,10 @@ _MUST_NOT_BE_SET: Mapping[str, tuple[Any, str]] = {
 }
 
 
-def architecture_of(config: Mapping[str, Any], windows: bool = False) -> Architecture:
+def architecture_of(config: Mapping[str, Any], windows: Collection[str] = ()) -> Architecture:
     """The row for a config.json. Raises UnsupportedError unless its model is of a known family, and plainly so.
 
-    windows: whether layers with a sliding window are understood by who asks.
+    windows: the families whose layers with a sliding window are understood by who asks.
     """
     name = config.get("model_type")
     row = ARCHITECTURES.get(name) if isinstance(name, str) else None
@@ -173,7 +196,7 @@ def architecture_of(config: Mapping[str, Any], windows: bool = False) -> Archite
     for key, value in row.states.items():
         if not _is_one_of(config.get(key, ...), value):
             raise UnsupportedError("model_feature", f"{name} is supported only where config.json says {key}: {value}")
-    _refuse_windows(config, row, windows and row.windows)
+    _refuse_windows(config, row, row.windows and name in windows)
     return row
 
 
@@ -187,6 +210,10 @@ def _refuse_windows(config: Mapping[str, Any], row: Architecture, allowed: bool)
     known = {"full_attention", "sliding_attention"} if allowed else {"full_attention"}
     if not allowed and "use_sliding_window" not in row.requires and config.get("sliding_window") is not None:
         raise UnsupportedError("sliding_window", f"a sliding window of {config['sliding_window']} is not supported yet")
+    if row.windows and "sliding_window" not in config:
+        raise UnsupportedError(
+            "sliding_window", "config.json must say sliding_window, readers differ in what they assume"
+        )
     kinds = config.get("layer_types")
     if kinds is not None and (not isinstance(kinds, list) or any(kind not in known for kind in kinds)):
         raise UnsupportedError("hybrid", "layers that are not all full_attention (layer_types) are not supported yet")

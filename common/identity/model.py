@@ -1,6 +1,6 @@
 """What an engine runs, read from the model's folder: the same description whichever engine asks."""
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -91,7 +91,7 @@ def describe_model(
     compute_dtype: str,
     kv_dtype: str,
     scales: Per | None = None,
-    windows: bool = False,
+    windows: Collection[str] = (),
     load_format: str = "auto",
     quantization: str | None = None,
     revision: str | None = None,
@@ -100,7 +100,7 @@ def describe_model(
 
     `overrides`: fields of config.json that the engine was told to use otherwise; one that repeats config.json is none.
     Dtypes are those of `COMPUTE_DTYPES`; the KV's is one of `FP8_DTYPES` where `scales` says what of it shares a scale.
-    windows: whether layers with a sliding window are understood.
+    windows: the families whose layers with a sliding window are understood.
     Raises UnsupportedError for whatever isn't proved to give the same KV in all engines.
     """
     if quantization is not None:

@@ -7,13 +7,18 @@ computed alike by all engines, is refused.
 
 import math
 from collections.abc import Mapping
+from dataclasses import replace
+from types import NoneType
 from typing import Any
 
 from kvlingua.common.errors import UnsupportedError
 from kvlingua.common.identity.architectures import Architecture
 
 # The fields of config.json that this state replaces in a namespace.
-FIELDS = frozenset({"rope_parameters", "rope_scaling", "rope_theta", "partial_rotary_factor", "rotary_dim"})
+FIELDS = frozenset(
+    {"rope_parameters", "rope_scaling", "rope_theta", "rope_local_base_freq", "partial_rotary_factor", "rotary_dim"}
+)
+_LAYER_KINDS = ("full_attention", "sliding_attention")
 # Spellings of older or foreign configurations, which some engines read and others don't.
 _FOREIGN = (
     "rope_pct",
@@ -38,6 +43,10 @@ def normalised(config: Mapping[str, Any], row: Architecture, head_dim: int) -> d
     for key in _FOREIGN:
         if config.get(key) is not None:
             raise _refusal(f"{key} in config.json is not understood")
+    if row.rope_by_layer:
+        return _by_layer(config, row, head_dim)
+    if config.get("rope_local_base_freq") is not None:
+        raise _refusal(f"rope_local_base_freq has no meaning for a {config['model_type']}")
     if row.theta is not None:
         return _fixed(config, row.theta, head_dim)
     if config.get("rotary_dim") is not None:
@@ -53,9 +62,32 @@ def normalised(config: Mapping[str, Any], row: Architecture, head_dim: int) -> d
         state[key] = _positive(key, given.pop(key, None))
     for key, default in optional.items():
         state[key] = _positive(key, given.pop(key, default))
+    for key in row.rope_flags if kind == "yarn" else ():
+        state[key] = given.pop(key, None)
+        if type(state[key]) is not bool:
+            raise _refusal(f"{key} must be true or false, not {state[key]!r}: readers differ in what they assume")
     if given:
         raise _refusal(f"{', '.join(sorted(given))} of rope type {kind!r} is not known to mean the same in all engines")
     return state
+
+
+def _by_layer(config: Mapping[str, Any], row: Architecture, head_dim: int) -> dict[str, Any]:
+    """One state for each kind of layer; `rotary_dim` is that of both."""
+    plain = {key: value for key, value in config.items() if key not in FIELDS}
+    given = config.get("rope_parameters")
+    if given is None:
+        scaling = config.get("rope_scaling")
+        if not isinstance(scaling, (Mapping, NoneType)):
+            raise _refusal(f"rope_scaling is an object, not {scaling!r}")
+        full = {"rope_theta": config.get("rope_theta"), **(scaling or {})}
+        given = dict(zip(_LAYER_KINDS, (full, {"rope_theta": config.get("rope_local_base_freq")}), strict=True))
+    elif not isinstance(given, Mapping) or given.keys() != set(_LAYER_KINDS):
+        raise _refusal(f"rope_parameters of a {config['model_type']} are those of {' and '.join(_LAYER_KINDS)}")
+    elif any(config.get(key) is not None for key in FIELDS - {"rope_parameters"}):
+        raise _refusal("config.json has both rope_parameters and older fields that say the same: keep the former")
+    alike = replace(row, rope_by_layer=False)
+    states = {kind: normalised(plain | {"rope_parameters": given[kind]}, alike, head_dim) for kind in _LAYER_KINDS}
+    return {"type": "by_layer", "rotary_dim": states["full_attention"]["rotary_dim"], **states}
 
 
 def _fixed(config: Mapping[str, Any], theta: float, head_dim: int) -> dict[str, Any]:

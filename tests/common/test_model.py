@@ -35,6 +35,11 @@ ROUTING: dict[str, dict[str, Any]] = {
     "deepseek_v2": {"topk_method": "greedy", "scoring_func": "softmax"},
     "deepseek_v3": {"topk_method": "noaux_tc", "scoring_func": "sigmoid"},
 }
+YARN = {"rope_type": "yarn", "rope_theta": 1e4, "factor": 4.0, "original_max_position_embeddings": 512}
+BY_LAYER = {
+    "full_attention": {"rope_type": "linear", "rope_theta": 1e6, "factor": 8.0},
+    "sliding_attention": {"rope_type": "default", "rope_theta": 1e4},
+}
 EXPERTS = {"n_routed_experts": 8, "num_experts_per_tok": 2, "moe_intermediate_size": 64, "kv_lora_rank": 64}
 
 
@@ -46,15 +51,15 @@ def test_families_as_transformers_saves_them(model_type: str, tmp_path: Path) ->
     sizes = {"num_hidden_layers": 2, "num_attention_heads": 4, "num_key_value_heads": 2, "hidden_size": 128}
     if model_type == "gptj":
         sizes = {"n_layer": 2, "n_head": 4, "n_embd": 128, "rotary_dim": 16}
-    if model_type == "mistral":
-        sizes["sliding_window"] = None
+    if model_type == "gpt_oss":
+        sizes |= {"num_local_experts": 4, "num_experts_per_tok": 2}
     if model_type in ROUTING:
         sizes |= EXPERTS | ROUTING[model_type] | {"num_key_value_heads": 4}
     tokens = {"bos_token_id": 1, "eos_token_id": 2, "pad_token_id": 0}
     config = transformers.CONFIG_MAPPING[model_type](**sizes, **tokens, intermediate_size=64, vocab_size=32)
     model = transformers.AutoModelForCausalLM.from_config(config).eval()
     model.save_pretrained(tmp_path)
-    geometry = describe(tmp_path, windows=True).geometry
+    geometry = describe(tmp_path, windows=ARCHITECTURES).geometry
     cache = transformers.DynamicCache()
     with torch.no_grad():
         model(torch.tensor([[3, 4, 5]]), past_key_values=cache)
@@ -68,14 +73,19 @@ def test_families_as_transformers_saves_them(model_type: str, tmp_path: Path) ->
 def test_the_rotated_width_is_that_of_transformers(model_type: str, tmp_path: Path) -> None:
     config = transformers.CONFIG_MAPPING[model_type](
         architectures=list(ARCHITECTURES[model_type].classes[:1]),
-        **({"sliding_window": None} if model_type == "mistral" else ROUTING.get(model_type, {})),
+        **ROUTING.get(model_type, {}),
     )
     config.save_pretrained(tmp_path)
     (tmp_path / "model.safetensors").write_bytes(b"weights")
-    state = describe(tmp_path, windows=True).rope
+    state = describe(tmp_path, windows=ARCHITECTURES).rope
     head_dim = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
-    assert state["rotary_dim"] == int(head_dim * config.rope_parameters.get("partial_rotary_factor", 1.0))
-    assert state["theta"] == config.rope_parameters["rope_theta"]
+    kinds = ("full_attention", "sliding_attention") if state["type"] == "by_layer" else ()
+    for part, given in [(state[kind], config.rope_parameters[kind]) for kind in kinds] or [
+        (state, config.rope_parameters)
+    ]:
+        assert part["rotary_dim"] == state["rotary_dim"]
+        assert part["rotary_dim"] == int(head_dim * given.get("partial_rotary_factor", 1.0))
+        assert part["theta"] == given["rope_theta"]
 
 
 def test_what_is_kept_of_latent_attention(tmp_path: Path) -> None:
@@ -106,13 +116,27 @@ def test_windows_are_part_of_the_identity(tmp_path: Path) -> None:
     own = {"model_type": "gemma2", "architectures": ["Gemma2ForCausalLM"], "head_dim": 32}
     kinds = ["sliding_attention", "full_attention"]
     digests = {
-        digest(tmp_path / str(window), changed(**own, sliding_window=window, layer_types=kinds), windows=True)
+        digest(tmp_path / str(window), changed(**own, sliding_window=window, layer_types=kinds), windows=ARCHITECTURES)
         for window in (64, 128)
     }
     assert len(digests) == 2
     for kinds in (["chunked_attention", "full_attention"], "sliding_attention"):
         with pytest.raises(UnsupportedError, match="layer_types"):
-            digest(tmp_path / "other", changed(**own, sliding_window=64, layer_types=kinds), windows=True)
+            digest(tmp_path / "other", changed(**own, sliding_window=64, layer_types=kinds), windows=ARCHITECTURES)
+
+
+def test_both_spellings_of_rope_by_layer_agree(tmp_path: Path) -> None:
+    own = {"model_type": "gemma3_text", "architectures": ["Gemma3ForCausalLM"], "head_dim": 32, "sliding_window": 64}
+    old = {"rope_parameters": MISSING, "rope_theta": 1e6, "rope_local_base_freq": 1e4}
+    old["rope_scaling"] = {"rope_type": "linear", "factor": 8.0}
+    digests = {
+        digest(tmp_path / str(number), changed(**own, **rope), windows=ARCHITECTURES)
+        for number, rope in enumerate(({"rope_parameters": BY_LAYER}, old))
+    }
+    assert len(digests) == 1
+    for missing in ("rope_theta", "rope_local_base_freq"):
+        with pytest.raises(UnsupportedError, match="rope_theta is missing"):
+            digest(tmp_path / missing, changed(**own, **(old | {missing: MISSING})), windows=ARCHITECTURES)
 
 
 def test_description_of_a_llama(tmp_path: Path) -> None:
@@ -253,8 +277,16 @@ def test_what_is_not_proved_is_refused(change: dict[str, Any], reason: str, tmp_
 @pytest.mark.parametrize(
     ("model_type", "change", "reason"),
     [
-        ("mistral", {"sliding_window": MISSING}, "model_feature"),
-        ("mistral", {"sliding_window": 4096}, "model_feature"),
+        ("mistral", {"sliding_window": MISSING}, "sliding_window"),
+        ("mistral", {"sliding_window": 4096}, "sliding_window"),
+        ("gemma3_text", {"sliding_window": 64}, "sliding_window"),
+        ("gemma3_text", {"rope_parameters": {"rope_type": "default", "rope_theta": 1e4}}, "rope"),
+        ("gemma3_text", {"rope_theta": 1e6}, "rope"),
+        ("gemma3_text", {"attn_logit_softcapping": 50.0}, "model_feature"),
+        ("gpt_oss", {"sliding_window": 64}, "sliding_window"),
+        ("gpt_oss", {"rope_parameters": YARN}, "rope"),
+        ("llama", {"rope_parameters": YARN | {"truncate": False}}, "rope"),
+        ("llama", {"rope_local_base_freq": 1e4}, "rope"),
         ("mistral", {"num_key_value_heads": MISSING}, "config"),
         ("qwen2", {"use_sliding_window": True, "sliding_window": 4096}, "model_feature"),
         ("qwen2", {"head_dim": 64}, "head_dim"),
@@ -284,7 +316,9 @@ def test_what_is_not_proved_of_a_family_is_refused(
         "mistral": {"sliding_window": None},
         "qwen3": {"head_dim": 32},
         "glm": {"head_dim": 32},
-        "gemma2": {"head_dim": 32},
+        "gemma2": {"head_dim": 32, "sliding_window": None},
+        "gemma3_text": {"head_dim": 32, "sliding_window": None, "rope_parameters": BY_LAYER},
+        "gpt_oss": {"head_dim": 32, "sliding_window": None, "rope_parameters": YARN | {"truncate": False}},
         **{name: {"rms_norm_eps": 1e-6, "qk_rope_head_dim": 64} | EXPERTS | ROUTING[name] for name in ROUTING},
         "gptj": {"n_embd": 256, "n_head": 8, "n_layer": 2, "rotary_dim": 16, "rope_parameters": MISSING},
     }.get(model_type, {})
