@@ -22,9 +22,9 @@ M = TypeVar("M")
 def attach(model: M, cache: KVCache | Config | str | None = None) -> M:
     """Let `model.generate` load the longest stored prefix of its prompts, and store what is new. Returns the model.
 
-    model: a transformers model with `generate`. cache: an open KVCache, which stays the caller's to close; or a
-    Config or a store's URL, which is opened here and closed by `detach`; or None: the configuration of this process.
-    A model that is attached already is detached first.
+    model: a transformers model with `generate`, or PEFT's model around one, in which the inner model is attached.
+    cache: an open KVCache, which stays the caller's to close; or a Config or a store's URL, which is opened here and
+    closed by `detach`; or None: the configuration of this process. A model that is attached already is detached first.
 
     `model.kvlingua` is the Attachment: `.last`, `.namespace`, `.refresh()`, `.detach()`. Blocks until the model is
     identified, which reads its weight files or hashes its weights. A model, or a single call, that kvlingua can't
@@ -38,7 +38,9 @@ def attach(model: M, cache: KVCache | Config | str | None = None) -> M:
         raise TypeError(f"expected a KVCache, a Config, a store's URL or None, got {type(cache).__name__}")
     detach(model)
     opened = cache if isinstance(cache, KVCache) else KVCache.open(cache)
-    Attachment(model, opened, owns_cache=opened is not cache)
+    wrapped: Any = model
+    inner = wrapped.get_base_model() if isinstance(getattr(model, "peft_type", None), str) else model
+    Attachment(inner, opened, owns_cache=opened is not cache)
     return model
 
 

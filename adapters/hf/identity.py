@@ -12,8 +12,8 @@ import torch
 import transformers
 from transformers import GenerationMixin, PreTrainedConfig, PreTrainedModel
 
-from kvlingua.adapters.hf.live_state import GENERATION_METHODS, check_known_code, foreign_origin
-from kvlingua.adapters.hf.weights import differing_attributes, differing_tensor, memory_fingerprint
+from kvlingua.adapters.hf.live_state import GENERATION_METHODS, base_tensors, check_known_code, foreign_origin
+from kvlingua.adapters.hf.weights import differing_attributes, differing_tensor, expected_model, memory_fingerprint
 from kvlingua.common.config import Config
 from kvlingua.common.errors import UnsupportedError
 from kvlingua.common.identity.fingerprint import FingerprintTask
@@ -22,12 +22,17 @@ from kvlingua.common.identity.namespace import Namespace
 from kvlingua.common.identity.weight_files import IN_MEMORY, model_folder
 from kvlingua.common.supported import HF
 
+# Families of which layers with a sliding window were compared with and without a filled cache.
+WINDOWED = ("gemma2", "gemma3_text", "gpt_oss", "mistral")
+
 # What a live configuration says about how it was loaded, not about the model.
 _LOADING_FIELDS = frozenset({"_name_or_path", "name_or_path", "dtype", "torch_dtype", "transformers_version"})
 
 
 def identify(model: Any, config: Config) -> Namespace:
-    """The namespace of `model` as it is now. Reads the weight files, or hashes the weights: seconds per gigabyte.
+    """The namespace of `model` as it is now, but for adapters.
+
+    Reads the weight files, or hashes the weights: seconds per gigabyte.
 
     Raises UnsupportedError for a model whose KV isn't proved to be a function of namespace and token ids.
     """
@@ -43,11 +48,17 @@ def identify(model: Any, config: Config) -> Namespace:
         else:
             overrides, load_format = _config_differences(model.config, folder), "auto"
         description = describe_model(
-            folder, overrides=overrides, compute_dtype=dtype, kv_dtype=dtype, load_format=load_format
+            folder,
+            overrides=overrides,
+            compute_dtype=dtype,
+            kv_dtype=dtype,
+            windows=WINDOWED,
+            load_format=load_format,
         )
-        attributes = {f"module {name}": value for name, value in differing_attributes(model).items()}
+        expected = expected_model(model)
+        attributes = {f"module {name}": value for name, value in differing_attributes(model, expected).items()}
         description = replace(description, overrides={**description.overrides, **attributes})
-        fingerprint = _fingerprint(model, description, config)
+        fingerprint = _fingerprint(model, expected, description, config)
     return description.namespace(
         fingerprint, chunk_tokens=config.chunk_tokens, layers_per_shard=config.layers_per_shard
     )
@@ -71,7 +82,8 @@ def check_model(model: Any) -> None:
 
 
 def _dtype(model: torch.nn.Module) -> str:
-    dtypes = {str(parameter.dtype).removeprefix("torch.") for parameter in model.parameters()}
+    weights = (tensor for _, tensor in base_tensors(model) if isinstance(tensor, torch.nn.Parameter))
+    dtypes = {str(weight.dtype).removeprefix("torch.") for weight in weights}
     if len(dtypes) != 1:
         raise UnsupportedError(
             "mixed_dtype", f"the model's parameters are of {', '.join(sorted(dtypes))}: load it in one dtype"
@@ -96,9 +108,11 @@ def _config_differences(live: PreTrainedConfig, folder: Path) -> dict[str, Any]:
     return {field: here.get(field) for field in sorted(fields) if here.get(field) != there.get(field)}
 
 
-def _fingerprint(model: torch.nn.Module, description: ModelDescription, config: Config) -> str:
+def _fingerprint(
+    model: torch.nn.Module, expected: torch.nn.Module, description: ModelDescription, config: Config
+) -> str:
     before = _stats(description)
-    if not description.weight_files or differing_tensor(model, description.weight_files) is not None:
+    if not description.weight_files or differing_tensor(model, expected, description.weight_files) is not None:
         return memory_fingerprint(model)
     task = FingerprintTask(description, config, tensors_compared=True)
     fingerprint = task.wait(None)

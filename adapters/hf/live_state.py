@@ -8,6 +8,7 @@ from torch.nn.modules import module as torch_module
 from transformers import PretrainedConfig, PreTrainedModel
 
 from kvlingua.adapters.hf.forward_counter import ForwardCounter
+from kvlingua.adapters.hf.lora import LAYER_CODE, adapter_state, is_lora, lora_layers, merged_state, without_adapters
 from kvlingua.common.errors import UnsupportedError
 
 # Code whose forward passes the identity describes. What comes from elsewhere (adapters, quantised layers) may compute
@@ -24,7 +25,7 @@ _TORCH_ATTRIBUTES = frozenset(vars(torch.nn.Module()))
 _IGNORED_ATTRIBUTES = _TORCH_ATTRIBUTES | {"gradient_checkpointing", "name_or_path"}
 
 # The methods through which transformers generates; `identity` wants them to be its own.
-GENERATION_METHODS = ("generate", "prepare_inputs_for_generation", "_sample")
+GENERATION_METHODS = ("generate", "prepare_inputs_for_generation", "_sample", "_beam_search", "_prefill")
 
 Attributes = tuple[tuple[str, object], ...]
 
@@ -33,30 +34,56 @@ Attributes = tuple[tuple[str, object], ...]
 class LiveState:
     """Two states are equal if every tensor is the same object at the same address, shape, dtype and version, and
     every module has the same class, the class the same forward, and the module the same plain attributes (epsilons,
-    scalings), and the configuration says the same.
+    scalings), and the configuration says the same; and the same LoRA adapters act as strongly.
 
-    A write through `.data` changes none of these and is not seen.
+    model: all but the adapters, and which of these are merged into the weights. adapters: those that aren't.
+    A write through `.data` changes none of these and is not seen, merging adapters aside.
     """
 
-    key: tuple[object, ...] = field(repr=False)
+    model: tuple[object, ...] = field(repr=False)
+    adapters: tuple[object, ...] = field(repr=False)
     tensors: tuple[torch.Tensor, ...] = field(compare=False, repr=False)
     """Kept alive, so that none of their identities can be taken by another tensor."""
 
     @classmethod
     def of(cls, model: torch.nn.Module) -> "LiveState":
-        tensors = tuple(named_tensors(model))
-        weights = tuple(
-            (name, id(each), _version(each), each.data_ptr(), each.shape, each.stride(), each.dtype)
-            for name, each in tensors
+        """Raises UnsupportedError for LoRA layers that aren't plain."""
+        layers = lora_layers(model)
+        tensors = tuple(base_tensors(model))
+        matrices = tuple(
+            (f"{name}.{key}", tensor)
+            for name, layer in layers
+            for key, tensor in named_tensors(layer)
+            if not key.startswith("base_layer.")
         )
         modules = tuple(
             (name, type(module), type(module).forward, plain_attributes(module))
-            for name, module in named_modules(model)
+            for name, module in without_adapters(model)
         )
         methods = tuple(getattr(type(model), name, None) for name in GENERATION_METHODS)
         config = getattr(model, "config", None)
         text = config.to_json_string(use_diff=False) if isinstance(config, PretrainedConfig) else None
-        return cls((weights, modules, methods, text), tuple(each for _, each in tensors))
+        return cls(
+            (_identities(tensors), modules, methods, text, merged_state(layers)),
+            (_identities(matrices), adapter_state(layers)),
+            tuple(each for _, each in tensors + matrices),
+        )
+
+
+def _identities(tensors: tuple[tuple[str, torch.Tensor], ...]) -> tuple[object, ...]:
+    return tuple(
+        (name, id(each), _version(each), each.data_ptr(), each.shape, each.stride(), each.dtype)
+        for name, each in tensors
+    )
+
+
+def base_tensors(model: torch.nn.Module) -> Iterator[tuple[str, torch.Tensor]]:
+    """All parameters and buffers, shared ones under each of their names, as if there were no adapters."""
+    for name, module in without_adapters(model):
+        prefix = f"{name}." if name else ""
+        for key, tensor in (*module._parameters.items(), *module._buffers.items()):
+            if tensor is not None:
+                yield prefix + key, tensor
 
 
 def named_modules(model: torch.nn.Module) -> Iterator[tuple[str, torch.nn.Module]]:
@@ -70,7 +97,7 @@ def named_modules(model: torch.nn.Module) -> Iterator[tuple[str, torch.nn.Module
 
 
 def named_tensors(model: torch.nn.Module) -> Iterator[tuple[str, torch.Tensor]]:
-    """All parameters and buffers, shared ones under each of their names."""
+    """All parameters and buffers, those of adapters too."""
     for name, module in named_modules(model):
         prefix = f"{name}." if name else ""
         for key, tensor in (*module._parameters.items(), *module._buffers.items()):
@@ -114,6 +141,8 @@ def check_runs_as_described(model: torch.nn.Module) -> None:
     attention = getattr(getattr(model, "config", None), "_attn_implementation", None)
     if attention not in _ATTENTION and isinstance(model, PreTrainedModel):
         raise UnsupportedError("attention", f"attention {attention!r}: use {' or '.join(_ATTENTION)}")
+    if attention == "sdpa" and not getattr(model, "_supports_sdpa", True):
+        raise UnsupportedError("attention", "this model's attention isn't what sdpa computes: use eager")
     allowed: tuple[str, ...] = ("generate",)  # of the first one, which is the model itself
     for name, module in named_modules(model):
         where, attributes = name or "the model", vars(module)
@@ -151,15 +180,17 @@ def foreign_origin(function: object) -> str | None:
 
 def check_known_code(model: torch.nn.Module) -> None:
     """Raise UnsupportedError if a module's class, or the forward of its class, is neither transformers' nor
-    torch.nn's."""
+    torch.nn's, nor PEFT's LoRA."""
     for name, module in named_modules(model):
         kind = type(module)
         foreign = foreign_origin(kind.forward) if kind.__module__.startswith(_KNOWN_CODE) else kind.__module__
+        if is_lora(module) and foreign_origin(kind.forward) == LAYER_CODE:
+            continue
         if foreign is not None:
             raise UnsupportedError(
                 "foreign_module",
-                f"{name or 'the model'} is a {kind.__name__} with code of {foreign}: adapters, quantised layers and "
-                "replaced modules are not supported",
+                f"{name or 'the model'} is a {kind.__name__} with code of {foreign}: adapters other than LoRA, "
+                "quantised layers and replaced modules are not supported",
             )
     device: torch.device | None = None
     for name, tensor in named_tensors(model):

@@ -1,15 +1,17 @@
 """Which calls of `generate` may use the cache. What is understood is listed here; everything else passes through."""
 
+import copy
 import inspect
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
-import transformers
 from transformers import GenerationConfig
+from transformers.cache_utils import Cache
 
 from kvlingua.adapters.hf.live_state import DEVICES
+from kvlingua.adapters.hf.settings import Settings
 from kvlingua.common.errors import UnsupportedError
 
 # Parameters of `generate` that can't change the KV of the prompt, whatever they hold.
@@ -17,55 +19,35 @@ _HARMLESS_PARAMETERS = frozenset(
     {"inputs", "generation_config", "logits_processor", "stopping_criteria", "prefix_allowed_tokens_fn", "streamer"}
 )
 
-# Other keyword arguments: the prompt itself, and the tokenizer that stop strings need.
-_HARMLESS_ARGUMENTS = frozenset({"input_ids", "attention_mask", "tokenizer"})
-
-# Settings of a GenerationConfig that only choose among logits, end the generation, or say what is returned. The last
-# group matters to assisted decoding alone, which is refused by what switches it on.
-_HARMLESS_SETTINGS = frozenset(
-    {
-        *("max_length", "max_new_tokens", "min_length", "min_new_tokens", "early_stopping", "max_time", "stop_strings"),
-        *("do_sample", "temperature", "top_k", "top_p", "min_p", "top_h", "typical_p", "epsilon_cutoff", "eta_cutoff"),
-        *("repetition_penalty", "encoder_repetition_penalty", "length_penalty", "no_repeat_ngram_size"),
-        *("encoder_no_repeat_ngram_size", "bad_words_ids", "renormalize_logits", "forced_bos_token_id"),
-        *("forced_eos_token_id", "remove_invalid_values", "exponential_decay_length_penalty", "suppress_tokens"),
-        *("begin_suppress_tokens", "sequence_bias", "watermarking_config"),
-        *("output_scores", "output_logits", "return_dict_in_generate", "transformers_version"),
-        *("pad_token_id", "bos_token_id", "eos_token_id", "decoder_start_token_id", "disable_compile", "max_cache_len"),
-        *("num_assistant_tokens", "num_assistant_tokens_schedule", "assistant_confidence_threshold"),
-        *("max_matching_ngram_size", "assistant_lookbehind", "target_lookbehind", "assistant_ensemble_weight"),
-    }
-)
-
-# Settings that switch something on which is refused, and the values with which they don't.
-_NEUTRAL_SETTINGS: Mapping[str, tuple[object, ...]] = {
-    "num_beams": (1,),
-    "num_beam_groups": (1,),
-    "num_return_sequences": (1,),
-    "guidance_scale": (1,),
-    "diversity_penalty": (0,),
-    "use_cache": (True,),
-}
-
-# transformers feeds a chunked prefill wrongly behind a filled cache before this version.
-_CHUNKED_PREFILL_SINCE = (5, 23)
+# Other keyword arguments: the prompt itself, the tokenizer that stop strings need, and a cache, which is looked at.
+_HARMLESS_ARGUMENTS = frozenset({"input_ids", "attention_mask", "tokenizer", "past_key_values"})
 
 
 @dataclass(frozen=True)
-class Prompt:
-    """What `generate` was asked to continue.
+class Request:
+    """What `generate` was asked to continue, and how.
 
     rows: one list of token ids for each row of the batch, without padding. pads: tokens of padding on the left of
-    each row. width: columns of the batch; `pads[i] + len(rows[i]) == width`.
+    each row. width: columns of the batch; `pads[i] + len(rows[i]) == width`. repeats: rows of the cache that each row
+    of the batch takes, side by side (beams, or several samples). beams: whether rows of the cache change places.
+    static: the columns of a static cache that is wanted instead of a growing one. past: an empty cache of the
+    caller's, if there is one. ending: token ids that rows which have ended are filled up with. changes: what `generate`
+    must be given instead of what it was.
     """
 
     rows: tuple[list[int], ...]
     pads: tuple[int, ...]
     width: int
+    repeats: int = 1
+    beams: bool = False
+    static: int | None = None
+    past: Cache | None = None
+    ending: frozenset[int] = frozenset()
+    changes: Mapping[str, Any] = field(default_factory=dict)
 
 
-def read_prompt(model: Any, generate: Callable[..., Any], args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Prompt:
-    """The prompt of the call `generate(*args, **kwargs)` of `model`.
+def read_request(model: Any, generate: Callable[..., Any], args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Request:
+    """What the call `generate(*args, **kwargs)` of `model` asks for.
 
     Raises UnsupportedError, with a reason code, for a call whose KV isn't proved to be a function of its token ids,
     for one that transformers serves wrongly from a filled cache, and for one whose arguments the engine will reject
@@ -83,56 +65,62 @@ def read_prompt(model: Any, generate: Callable[..., Any], args: tuple[Any, ...],
     for name, value in given.items():
         if name not in _HARMLESS_PARAMETERS and value is not None and value is not False:
             raise UnsupportedError(name, f"generate({name}=...)")
-    settings = _Settings(model.generation_config, config, extra)
+    settings = Settings(model.generation_config, config, extra)
     settings.check()
     for name, value in extra.items():
         if not settings.has(name) and name not in _HARMLESS_ARGUMENTS and value is not None:
             raise UnsupportedError(_argument_code(name), f"generate({name}=...)")
+    beams, repeats = settings.counts()
+    if beams > 1 and hasattr(type(model), "_reorder_cache"):
+        raise UnsupportedError("num_beams", f"{type(model).__name__} reorders its cache in a way of its own")
     ids = _input_ids(given.get("inputs"), extra.get("input_ids"))
     pads = _left_padding(ids, extra.get("attention_mask"), settings)
-    rows = tuple(row[pad:] for row, pad in zip(ids.tolist(), pads, strict=True))
-    return Prompt(rows, pads, ids.shape[1])
+    implementation = settings.get("cache_implementation")
+    static = implementation == "static"
+    return Request(
+        rows=tuple(row[pad:] for row, pad in zip(ids.tolist(), pads, strict=True)),
+        pads=pads,
+        width=ids.shape[1],
+        repeats=repeats,
+        beams=beams > 1,
+        static=settings.static_columns(ids.shape[1]) if static else None,
+        past=_given_past(extra.get("past_key_values"), settings),
+        ending=settings.ending(),
+        changes=_without_implementation(model, args, config, extra) if implementation else {},
+    )
 
 
-class _Settings:
-    """The generation settings in force: arguments beat the given GenerationConfig, that one the model's."""
+def _given_past(past: object, settings: Settings) -> Cache | None:
+    if past is None:
+        return None
+    if not isinstance(past, Cache):
+        raise UnsupportedError("past_key_values", f"past_key_values is a {type(past).__name__}")
+    if settings.get("cache_implementation") is not None:
+        raise UnsupportedError("arguments", "both past_key_values and cache_implementation: the engine will reject it")
+    return past
 
-    def __init__(self, own: GenerationConfig, given: GenerationConfig | None, extra: Mapping[str, Any]) -> None:
-        self._layers = [vars(layer) for layer in (given, own) if layer is not None]
-        self._extra = extra
-        self._known = {name for name in vars(GenerationConfig()) if not name.startswith("_")}
 
-    def has(self, name: str) -> bool:
-        return name in self._known
-
-    def get(self, name: str) -> Any:
-        if name in self._extra:
-            return self._extra[name]
-        return next((layer[name] for layer in self._layers if layer.get(name) is not None), None)
-
-    def check(self) -> None:
-        for name in sorted(self._known - _HARMLESS_SETTINGS):
-            value = self.get(name)
-            if name == "use_cache":  # None is on by default, but not where it is an argument
-                off = value is None and name not in self._extra
-            else:
-                off = value is None or value is False
-            if off or value in _NEUTRAL_SETTINGS.get(name, ()):
-                continue
-            if name == "prefill_chunk_size" and _transformers_version() >= _CHUNKED_PREFILL_SINCE:
-                continue
-            raise UnsupportedError(name, f"generate({name}={value!r})")
+def _without_implementation(
+    model: Any, args: tuple[Any, ...], config: GenerationConfig | None, extra: Mapping[str, Any]
+) -> dict[str, Any]:
+    """What asks for the same but for the kind of cache, which is given instead."""
+    if model.generation_config.cache_implementation is not None or (config is not None and len(args) > 1):
+        raise UnsupportedError(
+            "cache_implementation", "cache_implementation must be an argument, or in a generation_config given by name"
+        )
+    changes: dict[str, Any] = {}
+    if config is not None:
+        changes["generation_config"] = copy.deepcopy(config)
+        changes["generation_config"].cache_implementation = None
+    if "cache_implementation" in extra:
+        changes["cache_implementation"] = None
+    return changes
 
 
 def _argument_code(name: str) -> str:
     """A reason code from a fixed set: a caller's own argument names must not become labels of a metric."""
     known = ("past_key_values", "inputs_embeds", "position_ids", "token_type_ids", "pixel_values", "encoder_outputs")
     return name if name in known else "unknown_argument"
-
-
-def _transformers_version() -> tuple[int, int]:
-    major, minor = transformers.__version__.split(".")[:2]
-    return int(major), int(minor)
 
 
 def _input_ids(inputs: object, input_ids: object) -> torch.Tensor:
@@ -149,7 +137,7 @@ def _input_ids(inputs: object, input_ids: object) -> torch.Tensor:
     return ids.cpu()
 
 
-def _left_padding(ids: torch.Tensor, mask: object, settings: _Settings) -> tuple[int, ...]:
+def _left_padding(ids: torch.Tensor, mask: object, settings: Settings) -> tuple[int, ...]:
     """The number of masked columns on the left of each row; anything but left padding is refused."""
     rows, width = ids.shape
     if mask is None:
@@ -167,7 +155,7 @@ def _left_padding(ids: torch.Tensor, mask: object, settings: _Settings) -> tuple
     return tuple(pads.tolist())
 
 
-def _check_inferred_mask(ids: torch.Tensor, settings: _Settings) -> None:
+def _check_inferred_mask(ids: torch.Tensor, settings: Settings) -> None:
     """Without a mask transformers masks padding tokens, wherever they stand, unless the padding token also ends
     sentences."""
     pad, eos = settings.get("pad_token_id"), settings.get("eos_token_id")

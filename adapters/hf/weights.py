@@ -3,61 +3,94 @@
 import contextlib
 import copy
 import hashlib
-import inspect
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
 from safetensors import safe_open
+from torch.overrides import TorchFunctionMode
+from transformers.core_model_loading import revert_weight_conversion
 
-from kvlingua.adapters.hf.live_state import named_tensors, plain_attributes
+from kvlingua.adapters.hf.live_state import base_tensors, named_tensors, plain_attributes
+from kvlingua.adapters.hf.lora import without_adapters
 
 _INTEGERS = {1: torch.int8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
 
 
-def differing_tensor(model: torch.nn.Module, files: Mapping[str, Path]) -> str | None:
-    """The name of the first parameter or buffer that isn't, to the bit, what its file says after a cast to its dtype;
-    None if all are.
+class _SmallTensors(TorchFunctionMode):
+    """Makes room for weights on the meta device only: a model is built in no time, with its buffers computed."""
 
-    files: the weight files by name. Buffers that no file holds are compared with those of a module that is built anew
-    from the model's configuration. A tensor that can't be found, or rebuilt, differs.
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        kwargs = dict(kwargs or {})
+        if func in (torch.empty, torch.rand, torch.randn):
+            kwargs["device"] = "meta"
+        return func(*args, **kwargs)
+
+
+def expected_model(model: Any) -> torch.nn.Module:
+    """What the model's class makes of the model's configuration: modules, attributes and computed buffers; no
+    weights."""
+    with _SmallTensors():
+        built: torch.nn.Module = type(model)(copy.deepcopy(model.config))
+    return built
+
+
+def differing_tensor(model: Any, expected: torch.nn.Module, files: Mapping[str, Path]) -> str | None:
+    """The name of the first parameter or buffer that isn't, to the bit, what its file says after a cast to its dtype;
+    None if all are. Adapters don't count.
+
+    files: the weight files by name. What transformers joins while it loads (experts) is taken apart as it does that
+    for saving. Buffers that no file holds are compared with those of `expected`. A tensor that
+    can't be found, or was not computed there, differs.
     """
-    saved = set(model.state_dict(keep_vars=True))
+    saved = {name.replace(".base_layer.", ".") for name in model.state_dict(keep_vars=True)}
+    computed = dict(named_tensors(expected))
     owners: dict[int, tuple[torch.Tensor, list[str]]] = {}
-    for name, tensor in named_tensors(model):
+    for name, tensor in base_tensors(model):
         if name in saved:
             owners.setdefault(id(tensor), (tensor, []))[1].append(name)
-        elif not _equals_rebuilt(model, name, tensor):
+        elif name not in computed or not _same_bits(computed[name], tensor):
             return name
     prefix = getattr(model, "base_model_prefix", "") + "."
     with contextlib.ExitStack() as stack:
         index: dict[str, Any] = {}
         for path in files.values():
             if path.suffix != ".safetensors":
-                return next(iter(saved))
+                return str(next(iter(saved)))
             handle = stack.enter_context(safe_open(path, framework="pt"))
             for key in list(handle.keys()):  # not iterable itself
                 if key in index:
                     return str(key)
                 index[key] = handle
+
+        def is_saved(alias: str, tensor: torch.Tensor) -> bool:
+            return _same_bits(index[alias].get_tensor(alias).to(tensor.dtype), tensor)
+
+        joined: dict[str, torch.Tensor] = {}
         for tensor, names in owners.values():
             aliases = [alias for name in names for alias in (name, name.removeprefix(prefix), prefix + name)]
             found = [alias for alias in dict.fromkeys(aliases) if alias in index]
-            loaded = (index[alias].get_tensor(alias).to(tensor.dtype) for alias in found)
-            if not found or not all(_same_bits(each, tensor) for each in loaded):
+            if not found:
+                joined[names[0]] = tensor
+            elif not all(is_saved(alias, tensor) for alias in found):
                 return names[0]
+        for name, tensor in joined.items():  # one after the other: each may be large, and is taken apart into copies
+            parts = revert_weight_conversion(model, {name: tensor.detach()})
+            if sum(part.numel() for part in parts.values()) != tensor.numel():
+                return str(name)
+            if not all(alias in index and is_saved(alias, part) for alias, part in parts.items()):
+                return name
     return None
 
 
-def differing_attributes(model: Any) -> dict[str, object]:
-    """Plain attributes of modules (epsilons, scalings, ...) that are not what the model's class makes of the model's
-    configuration, by `module.attribute`; of modules that it doesn't make or makes otherwise, the class.
+def differing_attributes(model: Any, built: torch.nn.Module) -> dict[str, object]:
+    """Plain attributes of modules (epsilons, scalings, ...) that are not those of the model as it is `built` anew, by
+    `module.attribute`; of modules that it doesn't have or has of another class, the class. Adapters don't count.
     """
-    with torch.device("meta"):
-        expected = dict(type(model)(copy.deepcopy(model.config)).named_modules())
+    expected = dict(built.named_modules())
     differences: dict[str, object] = {}
-    for name, module in model.named_modules():
+    for name, module in without_adapters(model):
         wanted = expected.pop(name, None)
         if type(wanted) is not type(module):
             differences[name] = type(module).__qualname__
@@ -70,9 +103,10 @@ def differing_attributes(model: Any) -> dict[str, object]:
 
 
 def memory_fingerprint(model: torch.nn.Module) -> str:
-    """`memory:` and the sha256 over name, dtype, shape and bytes of all parameters and buffers, sorted by name."""
+    """`memory:` and the sha256 over name, dtype, shape and bytes of all parameters and buffers, sorted by name;
+    without adapters."""
     digest = hashlib.sha256()
-    for name, tensor in sorted(named_tensors(model), key=lambda item: item[0]):
+    for name, tensor in sorted(base_tensors(model), key=lambda item: item[0]):
         digest.update(f"{name}\0{tensor.dtype}\0{tuple(tensor.shape)}\0".encode())
         if tensor.numel():
             digest.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data)
@@ -87,23 +121,3 @@ def _same_bits(one: torch.Tensor, other: torch.Tensor) -> bool:
     if integer is None or one.is_complex():
         return False
     return torch.equal(one.contiguous().view(integer), other.contiguous().view(integer))
-
-
-def _equals_rebuilt(model: torch.nn.Module, name: str, tensor: torch.Tensor) -> bool:
-    owner, _, buffer = name.rpartition(".")
-    for rebuilt in _rebuilt(model.get_submodule(owner), model):
-        value = getattr(rebuilt, buffer, None)
-        return isinstance(value, torch.Tensor) and _same_bits(value, tensor)
-    return False
-
-
-def _rebuilt(module: torch.nn.Module, model: Any) -> Iterator[torch.nn.Module]:
-    """The module built anew, if its class needs no more than a configuration and a layer's number."""
-    known = {"config": copy.deepcopy(model.config), "layer_idx": getattr(module, "layer_idx", None)}
-    needed = [
-        name
-        for name, parameter in inspect.signature(type(module)).parameters.items()
-        if parameter.default is parameter.empty
-    ]
-    if all(name in known for name in needed):
-        yield type(module)(**{name: known[name] for name in needed})

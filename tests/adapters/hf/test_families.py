@@ -21,10 +21,18 @@ COMMON = {
     "pad_token_id": 0,
 }  # fmt: skip
 
+WINDOWS = ["sliding_attention"] * 3 + ["full_attention"]
+GEMMA = {"sliding_window": 24, "query_pre_attn_scalar": 32, "tie_word_embeddings": False}
+LATENT = {
+    "head_dim": ..., "num_key_value_heads": 4, "kv_lora_rank": 24, "q_lora_rank": None, "qk_nope_head_dim": 16,
+    "qk_rope_head_dim": 16, "v_head_dim": 16, "n_routed_experts": 4, "num_experts_per_tok": 2, "n_shared_experts": 1,
+    "moe_intermediate_size": 32, "first_k_dense_replace": 1, "n_group": 1, "topk_group": 1,
+}  # fmt: skip
+
 # Without head_dim where the family has none of its own: it is hidden size / heads, 16.
 FAMILIES: dict[str, dict[str, Any]] = {
     "llama": {},
-    "mistral": {"sliding_window": None},
+    "mistral": {"sliding_window": 24},
     "qwen2": {"head_dim": ...},
     "qwen3": {},
     "olmo2": {"head_dim": ...},
@@ -40,12 +48,15 @@ FAMILIES: dict[str, dict[str, Any]] = {
     "glm": {},
     "glm4": {},
     "ernie4_5": {},
+    "gemma2": GEMMA,
+    "gemma3_text": {**GEMMA, "layer_types": WINDOWS},
+    "gpt_oss": {"sliding_window": 24, "num_local_experts": 4, "num_experts_per_tok": 2, "layer_types": WINDOWS},
+    "deepseek_v2": {**LATENT, "topk_method": "greedy"},
+    "deepseek_v3": {**LATENT, "topk_method": "noaux_tc", "scoring_func": "sigmoid"},
 }  # fmt: skip
 
 REFUSED: dict[str, dict[str, Any]] = {
-    "mistral": {"sliding_window": 32},
     "qwen3_moe": {"num_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 32},
-    "gemma2": {"sliding_window": 32},
     "gpt2": {**dict.fromkeys(COMMON, ...), "vocab_size": 256, "n_embd": 64, "n_head": 2, "n_layer": 2},
     "llama": {"rope_parameters": {"rope_type": "dynamic", "rope_theta": 1e4, "factor": 2.0}},
     "mamba": {**dict.fromkeys(COMMON, ...), "vocab_size": 256, "hidden_size": 64, "num_hidden_layers": 2},
@@ -55,7 +66,8 @@ REFUSED: dict[str, dict[str, Any]] = {
 def save(name: str, changes: dict[str, Any], folder: Path) -> None:
     values = {key: value for key, value in (COMMON | changes).items() if value is not ...}
     config = transformers.AutoConfig.for_model(name, **values)
-    sharpened(AutoModelForCausalLM.from_config(config)).save_pretrained(folder)
+    embed = 1.0 if name.startswith("gemma") else 8.0
+    sharpened(AutoModelForCausalLM.from_config(config), embed=embed).save_pretrained(folder)
 
 
 def load(folder: Path) -> Any:

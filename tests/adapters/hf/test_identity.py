@@ -12,7 +12,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from transformers import LlamaForCausalLM
 
-from kvlingua.adapters.hf.weights import differing_tensor, memory_fingerprint
+from kvlingua.adapters.hf.weights import differing_tensor, expected_model, memory_fingerprint
 from tests.adapters.hf.tiny import cold, llama_config, prompt, sharpened, warm
 
 Attached = Callable[..., Any]
@@ -198,10 +198,10 @@ def test_tied_weights(attached: Attached, tmp_path: Path) -> None:
 def test_a_cast_while_loading_is_no_difference(folder: Path) -> None:
     files = {"model.safetensors": folder / "model.safetensors"}
     model = LlamaForCausalLM.from_pretrained(folder, dtype=torch.bfloat16)
-    assert differing_tensor(model, files) is None
+    assert differing_tensor(model, expected_model(model), files) is None
     with torch.no_grad():
         model.lm_head.weight[3, 3] += 1
-    assert differing_tensor(model, files) == "lm_head.weight"
+    assert differing_tensor(model, expected_model(model), files) == "lm_head.weight"
 
 
 def test_a_tensor_that_no_file_holds(folder: Path, tmp_path: Path) -> None:
@@ -209,8 +209,10 @@ def test_a_tensor_that_no_file_holds(folder: Path, tmp_path: Path) -> None:
     del tensors["model.norm.weight"]
     save_file(tensors, tmp_path / "part.safetensors")
     model = LlamaForCausalLM.from_pretrained(folder)
-    assert differing_tensor(model, {"part": tmp_path / "part.safetensors"}) == "model.norm.weight"
-    assert differing_tensor(model, {"part": tmp_path / "weights.bin"}) is not None
+    assert (
+        differing_tensor(model, expected_model(model), {"part": tmp_path / "part.safetensors"}) == "model.norm.weight"
+    )
+    assert differing_tensor(model, expected_model(model), {"part": tmp_path / "weights.bin"}) is not None
 
 
 def test_the_hash_of_memory_sees_every_tensor(folder: Path) -> None:

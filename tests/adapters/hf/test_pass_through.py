@@ -6,7 +6,6 @@ from typing import Any
 import pytest
 import torch
 from transformers import (
-    CompileConfig,
     DynamicCache,
     GenerationConfig,
     GenerationMixin,
@@ -14,7 +13,6 @@ from transformers import (
     GPTJForCausalLM,
     LlamaForCausalLM,
     LogitsProcessorList,
-    StaticCache,
 )
 from transformers.generation.logits_process import LogitsProcessor
 
@@ -50,20 +48,12 @@ def mask_of_floats(model: Any, ids: torch.Tensor) -> dict[str, Any]:
     return {"inputs": ids, "attention_mask": (torch.arange(ids.shape[1]) >= 20).float()[None]}
 
 
-def own_cache(model: Any, ids: torch.Tensor) -> dict[str, Any]:
-    return {"inputs": ids, "past_key_values": DynamicCache(config=model.config)}
-
-
 def foreign_cache(model: Any, ids: torch.Tensor) -> dict[str, Any]:
     """A cache of another text under the same ids."""
     past = DynamicCache(config=model.config)
     with torch.no_grad():
         model(ids.flip(1)[:, :20], past_key_values=past)
     return {"inputs": ids, "past_key_values": past}
-
-
-def static_cache(model: Any, ids: torch.Tensor) -> dict[str, Any]:
-    return {"inputs": ids, "past_key_values": StaticCache(config=model.config, max_cache_len=100)}
 
 
 def assistant(model: Any, ids: torch.Tensor) -> dict[str, Any]:
@@ -93,20 +83,14 @@ OTHER_CONTENT: list[tuple[str, Case]] = [
 ]
 CASES: list[tuple[str, Case]] = [
     *OTHER_CONTENT,
-    ("past_key_values", own_cache),
-    ("past_key_values", static_cache),
     ("assistant_model", assistant),
     *(
         (next(iter(options)), lambda model, ids, options=options: {"inputs": ids} | options)  # type: ignore[misc]
         for options in (
             {"prompt_lookup_num_tokens": 3},
-            {"num_beams": 3},
-            {"num_return_sequences": 2, "do_sample": True},
             {"use_cache": False},
             {"use_cache": None},
-            {"cache_implementation": "static"},
             {"cache_implementation": "offloaded"},
-            {"cache_implementation": "dynamic"},
             {"output_attentions": True, "return_dict_in_generate": True},
             {"output_hidden_states": True, "return_dict_in_generate": True},
             {"guidance_scale": 1.5},
@@ -114,15 +98,15 @@ CASES: list[tuple[str, Case]] = [
             {"synced_gpus": True},
             {"logits_to_keep": 1},
             {"cache_implementation": "quantized"},
-            {"compile_config": CompileConfig()},
             {"custom_generate": GenerationMixin._sample},
-            {"generation_config": GenerationConfig(num_beams=2, max_new_tokens=8, pad_token_id=0)},
+            {"generation_config": GenerationConfig(use_cache=False, max_new_tokens=8, pad_token_id=0)},
+            {"cache_implementation": "static", "prefill_chunk_size": 10},
         )
     ),
 ]
 REASONS = {
     "logits_to_keep": "unknown_argument",
-    "generation_config": "num_beams",
+    "generation_config": "use_cache",
 }
 
 
@@ -259,7 +243,7 @@ def test_a_model_that_computes_something_else(attached: Attached, wrong: str) ->
     def generate(call: Callable[..., Any]) -> Any:
         torch.manual_seed(0)
         if wrong == "attention":  # only look at what would be done: the implementation is not installed for generate
-            return model.kvlingua._prepare((ids,), {"max_new_tokens": 8})[1]
+            return model.kvlingua._prepare((ids,), {"max_new_tokens": 8})[-1]
         with torch.autocast("cpu", torch.bfloat16, enabled=wrong == "autocast"):
             return call(model, ids)
 

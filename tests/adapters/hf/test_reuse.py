@@ -68,13 +68,6 @@ def test_another_instance_of_the_model(attached: Attached) -> None:
     assert first.kvlingua.namespace == second.kvlingua.namespace
 
 
-def test_only_prompts_are_stored(attached: Attached) -> None:
-    model, ids = attached(), prompt(20)
-    longer = warm(model, ids, max_new_tokens=60)
-    assert torch.equal(warm(model, longer), cold(model, longer))
-    assert last(model) == (80, 16, 64)
-
-
 def test_left_padded_batch_with_mixed_hits(attached: Attached) -> None:
     model = attached()
     rows = prompt(50, seed=1), prompt(21, seed=2), prompt(70, seed=3)

@@ -20,15 +20,15 @@ def llama_config(**changes: Any) -> LlamaConfig:
     return LlamaConfig(**(values | changes))
 
 
-def sharpened(model: Any, seed: int = 0) -> Any:
+def sharpened(model: Any, seed: int = 0, embed: float = 8.0) -> Any:
     """Random weights under which the next token depends on tokens far away: large logits, attention that is not
-    flat."""
+    flat. embed: how large embeddings are; less where the model itself enlarges them."""
     generator = torch.Generator().manual_seed(seed)
     with torch.no_grad():
         for name, parameter in model.named_parameters():
             if parameter.dim() > 1:
                 gain = 2.0 if "q_proj" in name or "k_proj" in name else 1.0
-                scale = gain * parameter.shape[-1] ** -0.5 * (8.0 if "embed" in name else 1.0)
+                scale = gain * parameter.shape[-1] ** -0.5 * (embed if "embed" in name else 1.0)
                 parameter.copy_(torch.randn(parameter.shape, generator=generator) * scale)
     return model.eval()
 
