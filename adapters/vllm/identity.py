@@ -34,7 +34,7 @@ def describe(config: Any, kv_cache_config: Any, version: str, layers_per_shard: 
         compute_dtype=dtype,
         kv_dtype=cached,
         scales="tensor" if cached.startswith("float8") else None,
-        windows=True,
+        windows=("gemma2",),
         load_format=str(getattr(config.load_config.load_format, "value", config.load_config.load_format)),
         quantization=model.quantization,
         revision=model.revision,
