@@ -76,8 +76,11 @@ def refusals(config: Any, kv_cache_config: Any, version: str) -> Iterator[tuple[
         yield "mla", "vLLM rotates keys of latent attention (MLA) wrongly on CPUs, so that its KV isn't the model's"
     if model.is_hybrid or kv_cache_config.has_mamba_layers:
         yield "hybrid", "models with recurrent layers (Mamba, linear attention) aren't supported yet"
-    if kv_dtype(cache.cache_dtype, dtype_name(model.dtype)) not in (dtype_name(model.dtype), *FP8.values()):
-        yield "kv_dtype", f"kv_cache_dtype {cache.cache_dtype} isn't supported: use auto, {' or '.join(FP8)}"
+    cached, computed = kv_dtype(cache.cache_dtype, dtype_name(model.dtype)), dtype_name(model.dtype)
+    if cached in FP8.values() and not was_run("KV in fp8", version):
+        yield "kv_dtype", f"kv_cache_dtype {cache.cache_dtype} was never run with kvlingua: use auto"
+    elif cached not in (computed, *FP8.values()):
+        yield "kv_dtype", f"kv_cache_dtype {cache.cache_dtype} isn't supported: use auto"
     if config.speculative_config is not None:
         yield "speculative", "speculative decoding isn't supported yet"
     if model.quantization is not None or config.quant_config is not None:

@@ -5,15 +5,14 @@ import shutil
 from pathlib import Path
 
 import pytest
-import torch
 
 from tests.engines.texts import chunks, length, taken, text
 from tests.engines.vllm.conftest import Launcher
 from tests.spoil import negate_v
 
-pytestmark = pytest.mark.skipif(
-    not (torch.cpu._is_avx512_supported() or torch.cpu._is_amx_tile_supported()),
-    reason="vLLM has kernels for fp8 KV only on CPUs with AVX-512 or AMX, and refuses to start with it elsewhere",
+pytestmark = pytest.mark.skip(
+    "fp8 is off until this was run: vLLM has kernels for it only on CPUs with AVX-512 or AMX, and none was at hand"
+    " (there: name the release in RUN_WITH of adapters/vllm/versions.py)"
 )
 TEXTS = [text(seed) for seed in range(60, 63)]
 FP8 = {"kv_cache_dtype": "fp8", "enable_prefix_caching": False}
