@@ -16,6 +16,7 @@ from tests.spoil import flip_byte, negate_v
 
 COLD = "cold"  # a cache salt: under it nothing is stored, neither by kvlingua nor by the engine
 FLIPPED_CHUNK = 2
+STORED_SECONDS = 180.0
 
 
 @dataclass(frozen=True)
@@ -59,10 +60,12 @@ def produce(side: Side, group: Group, model: Path, work: Path) -> tuple[Path, st
     """Read the side's texts with an engine that stores; the store, and the engine's version."""
     store, texts = work / f"by-{side.file_name}", texts_of(side)
     with launch(side, group, model, work / f"{side.file_name}-producer.log", store=store, role="producer") as driver:
+        check_version(side, driver)
         for text in texts:
             driver.generate(text.read())
         # Where heads aren't replicated, each rank writes its own object of a chunk.
-        driver.wait_objects(side.tp * sum(len(text.read().prompt) // CHUNK_TOKENS for text in texts))
+        objects = side.tp * sum(len(text.read().prompt) // CHUNK_TOKENS for text in texts)
+        driver.wait_objects(objects, timeout=STORED_SECONDS)
     return store, driver.ready.version
 
 
@@ -81,16 +84,19 @@ def consume(
         with launch(side, group, model, work / f"{side.file_name}-cold.log", cache=False) as driver:
             cold = {id(text): driver.generate(text.reuse()) for text in asked}
     with launch(side, group, model, log, store=store, role="consumer") as driver:
+        check_version(side, driver)
         if not driver.switched_on:
             why = [line for line in driver.log_text().splitlines() if "kvlingua" in line][-1:]
             return dict.fromkeys(produced, Outcome([f"kvlingua is off: {why}"], "off")), driver.ready.version
-        if side.engine != "hf":
-            cold = {id(text): driver.generate(text.reuse(COLD)) for text in asked}
-        warm = {}
-        for text in asked:
+
+        def ask(text: Text, salt: str | None = None) -> Reply:
             if side.engine == "sglang":  # whose own cache shares what all texts begin with, in pages of one token
                 driver.call("flush_cache")
-            warm[id(text)] = driver.generate(text.reuse())
+            return driver.generate(text.reuse(salt))
+
+        if side.engine != "hf":
+            cold = {id(text): ask(text, COLD) for text in asked}
+        warm = {id(text): ask(text) for text in asked}
         damaged = driver.metric_reaches("kvlingua_corrupt_objects_total", len(produced))
     found = {}
     for producer, several in texts.items():
@@ -100,6 +106,12 @@ def consume(
         plain = warm[id(several[0])]
         found[producer] = Outcome(problems, f"{plain.reused} of {plain.prompt_tokens} tokens reused")
     return found, driver.ready.version
+
+
+def check_version(side: Side, driver: Driver) -> None:
+    """Raise RuntimeError unless the engine is of the version that the side names."""
+    if not f"{driver.ready.version}.".startswith(f"{side.version}."):
+        raise RuntimeError(f"{side.label}: the engine is {driver.ready.version}; build its environment anew")
 
 
 def spoil(store: Path, texts: Sequence[Text]) -> None:

@@ -1,5 +1,6 @@
 """Measured results: one JSON object a line in results/*.jsonl, appended by the tests that ran a cell."""
 
+import hashlib
 import json
 import os
 import subprocess
@@ -8,10 +9,15 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 
-from engines.site import CLONE, sources_digest
 from matrix.cells import FOLDER, Cell
 
 RESULTS = FOLDER / "results"
+# What engines' processes run of kvlingua, and how cells are run and judged.
+TESTED = (
+    *(f"{folder}/**/*" for folder in ("adapters", "common", "layouts", "csrc", "rocm", "engines", "demo")),
+    *(f"matrix/{name}.py" for name in ("models", "texts", "pairing")),
+    "tests/spoil.py",
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -20,8 +26,8 @@ class Result:
 
     verdict  "green" or "red"
     commit   short hash of the tree that was run, with "+" if it had uncommitted changes
-    sources  what an engine's process ran of kvlingua: beginning of `engines.site.sources_digest`
-    versions of what took part, e.g. {"vllm": "0.32.0"}
+    sources  `tested_digest` of the tree that was run
+    versions of what took part, e.g. {"producer": "vllm 0.32.0", "consumer": "hf 5.23.0"}
     hardware one phrase, e.g. "CPU, AMD EPYC"
     detail   a few words, e.g. "1472 of 1501 reused"
     """
@@ -58,8 +64,19 @@ def current_commit(folder: Path = FOLDER.parent) -> str:
 
     commit = git("rev-parse", "--short=10", "HEAD")
     # The results themselves change with every run; they are not what was tested.
-    changed = git("status", "--porcelain", "--untracked-files=no", "--", ".", ":!matrix/results", ":!matrix/MATRIX.md")
+    changed = git("status", "--porcelain", "--untracked-files=no", "--", ".", ":!matrix/results", ":!matrix/MATRIX.*")
     return (commit or "unknown") + ("+" if changed else "")
+
+
+def tested_digest(clone: Path = FOLDER.parent) -> str:
+    """Beginning of a sha256 over the names and bytes of all that decides how a cell comes out."""
+    digest = hashlib.sha256()
+    for pattern in TESTED:
+        for path in sorted(clone.glob(pattern)):
+            if path.is_file() and "__pycache__" not in path.parts:
+                digest.update(f"{path.relative_to(clone)}\0{path.stat().st_size}\0".encode())
+                digest.update(path.read_bytes())
+    return digest.hexdigest()[:12]
 
 
 def hardware() -> str:
@@ -74,7 +91,7 @@ def append(
 ) -> Result:
     """Adds one line to `path` in a single write, so that two test processes can't mix theirs."""
     today = datetime.now(UTC).strftime("%Y-%m-%d")
-    sources = sources_digest(CLONE)[:12]
+    sources = tested_digest()
     result = Result(cell, verdict, current_commit(), sources, versions, hardware(), today, detail)
     path.parent.mkdir(parents=True, exist_ok=True)
     descriptor = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o644)

@@ -8,12 +8,11 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 from engines.launch import HF, available
-from engines.site import CLONE, sources_digest
 from matrix import results
 from matrix.cells import Cell, Group, Rule, Side, rule_of
 from matrix.models import model_of
 from matrix.pairing import Outcome, consume, engine_of, produce
-from matrix.results import Result
+from matrix.results import Result, tested_digest
 
 GIGABYTES = 4.0  # of memory, for one engine
 CPU = "cpu"  # what this machine has
@@ -21,7 +20,7 @@ CPU = "cpu"  # what this machine has
 
 def wanted(groups: Sequence[Group], rules: Sequence[Rule], pattern: str, done: Mapping[Cell, Result]) -> list[Cell]:
     """The cells to be run: those that match, that no rule excludes, and that aren't green with these very sources."""
-    sources = sources_digest(CLONE)[:12]
+    sources = tested_digest()
     found = []
     for group in groups:
         for cell in group.cells():
@@ -56,9 +55,10 @@ def run(
 
 
 def at_once() -> int:
-    """How many engines run at a time: as many as there are cores and memory for, two at most of them on small ones."""
-    pages, size = os.sysconf("SC_AVPHYS_PAGES"), os.sysconf("SC_PAGE_SIZE")
-    return max(1, min(os.cpu_count() or 1, int(pages * size / 1e9 / GIGABYTES)))
+    """How many engines run at a time: as many as there are cores and memory for."""
+    lines = dict(line.split(":", 1) for line in Path("/proc/meminfo").read_text().splitlines())
+    available = int(lines["MemAvailable"].split()[0]) * 1024 / 1e9
+    return max(1, min(os.cpu_count() or 1, int(available / GIGABYTES)))
 
 
 def _run_group(
@@ -78,8 +78,9 @@ def _run_group(
 
     def finished(cell: Cell, outcome: Outcome) -> None:
         word = "red" if outcome.problems else "green"
-        taking_part = {side: versions[side] for side in (cell.producer, cell.consumer) if side in versions}
-        record(cell, word, {side.engine: version for side, version in taking_part.items()}, outcome.detail)
+        sides = {"producer": cell.producer, "consumer": cell.consumer}
+        taking_part = {role: f"{side.engine} {versions[side]}" for role, side in sides.items() if side in versions}
+        record(cell, word, taking_part, outcome.detail)
         if outcome.problems:
             red.append(f"{cell}: {'; '.join(outcome.problems)}")
             say(f"RED {red[-1]}")
