@@ -26,7 +26,7 @@ class Result:
 
     verdict  "green" or "red"
     commit   short hash of the tree that was run, with "+" if it had uncommitted changes
-    sources  `tested_digest` of the tree that was run
+    sources  `tree_digest` of the tree that was run
     versions of what took part, e.g. {"producer": "vllm 0.32.0", "consumer": "hf 5.23.0"}
     hardware one phrase, e.g. "CPU, AMD EPYC"
     detail   a few words, e.g. "1472 of 1501 reused"
@@ -68,7 +68,7 @@ def current_commit(folder: Path = FOLDER.parent) -> str:
     return (commit or "unknown") + ("+" if changed else "")
 
 
-def tested_digest(clone: Path = FOLDER.parent) -> str:
+def tree_digest(clone: Path = FOLDER.parent) -> str:
     """Beginning of a sha256 over the names and bytes of all that decides how a cell comes out."""
     digest = hashlib.sha256()
     for pattern in TESTED:
@@ -91,7 +91,7 @@ def append(
 ) -> Result:
     """Adds one line to `path` in a single write, so that two test processes can't mix theirs."""
     today = datetime.now(UTC).strftime("%Y-%m-%d")
-    sources = tested_digest()
+    sources = tree_digest()
     result = Result(cell, verdict, current_commit(), sources, versions, hardware(), today, detail)
     path.parent.mkdir(parents=True, exist_ok=True)
     descriptor = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o644)

@@ -12,7 +12,7 @@ from matrix import results
 from matrix.cells import Cell, Group, Rule, Side, rule_of
 from matrix.models import model_of
 from matrix.pairing import Outcome, consume, engine_of, produce
-from matrix.results import Result, tested_digest
+from matrix.results import Result, tree_digest
 
 GIGABYTES = 4.0  # of memory, for one engine
 CPU = "cpu"  # what this machine has
@@ -20,7 +20,7 @@ CPU = "cpu"  # what this machine has
 
 def wanted(groups: Sequence[Group], rules: Sequence[Rule], pattern: str, done: Mapping[Cell, Result]) -> list[Cell]:
     """The cells to be run: those that match, that no rule excludes, and that aren't green with these very sources."""
-    sources = tested_digest()
+    sources = tree_digest()
     found = []
     for group in groups:
         for cell in group.cells():

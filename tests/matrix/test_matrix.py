@@ -94,7 +94,7 @@ def test_what_is_green_with_these_sources_is_not_run_again(tmp_path: Path, monke
     assert sorted(left()) == sorted(set(GROUP.cells()) - {CELL})
     assert left("vllm*-> hf") == [GROUP.cell(VLLM, HF)]
     assert running.wanted([Group("llama", "float32", "nvidia", (HF,))], [], "*", {}) == []
-    monkeypatch.setattr(running, "tested_digest", lambda: "other")
+    monkeypatch.setattr(running, "tree_digest", lambda: "other")
     assert CELL in left()
 
 
