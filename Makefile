@@ -17,6 +17,7 @@ NATIVE := $(wildcard CMakeLists.txt csrc/cuda/CMakeLists.txt rocm/CMakeLists.txt
 TYPED := engines demo benchmarks matrix $(wildcard docs/*.py)
 FORMATTED := $(wildcard csrc/*.cpp csrc/*.h csrc/cuda/*.cpp csrc/cuda/*.h csrc/cuda/*.cu rocm/*.h tests/native/*.cpp tests/native/*.h)
 FUZZ_SECONDS ?= 600
+SOAK_MINUTES ?= 15
 
 # Two makes at once in one clone wait for each other where there is flock; the second then finds its work done.
 LOCKED := $(if $(shell command -v flock),flock .make.lock) $(MAKE) --no-print-directory
@@ -25,7 +26,7 @@ LOCKED := $(if $(shell command -v flock),flock .make.lock) $(MAKE) --no-print-di
 unexport PYTHONPATH PYTHONHOME VIRTUAL_ENV
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help setup _setup _why_no_library check check-native check-cpus check-kernels kernels-report gpu-check fuzz format test test-fast engines matrix engines-clean site demo clean
+.PHONY: help setup _setup _why_no_library check check-native check-cpus check-kernels kernels-report gpu-check fuzz format test test-fast soak engines matrix engines-clean site demo clean
 
 help: ## list the targets
 	@sed -n 's/^\([a-z-]*\):[^#]*## /\1|/p' $(MAKEFILE_LIST) | awk -F'|' '{printf "  make %-15s %s\n", $$1, $$2}'
@@ -105,6 +106,9 @@ test-fast: check ## make check and the tests that start no engine
 
 matrix: setup ## run the cells of matrix/ that these sources haven't run (CELLS="vllm*->*sglang": only those), builds what they need
 	$(PY) -m matrix run $(if $(CELLS),'$(CELLS)')
+
+soak: engines site ## SOAK_MINUTES (15) of load on three servers and one store, with kills and damage
+	$(PY) -m tests.soak --minutes $(SOAK_MINUTES)
 
 engines: setup ## build the environments of vLLM and SGLang in the user's cache folder
 	@$(PY) -m engines build

@@ -9,6 +9,8 @@ from kvlingua.common import bulk
 from kvlingua.layouts import native
 from tests.native import builds
 
+pytest.register_assert_rewrite("kvlingua.adapters.conformance.suite")
+
 settings.register_profile("kvlingua", deadline=None, suppress_health_check=[HealthCheck.too_slow])
 settings.register_profile("long", settings.get_profile("kvlingua"), max_examples=5000)  # --hypothesis-profile=long
 settings.load_profile("kvlingua")

@@ -55,6 +55,9 @@ def why_not() -> str | None:
     return None
 
 
+needs_root = pytest.mark.skipif(why_not() is not None, reason=f"a file system is mounted: {why_not()}")
+
+
 @contextmanager
 def hanging_folder(parent: Path) -> Iterator[HangingFolder]:
     """A private folder `parent`/hanging. Skips the test, and says why, where it can't be mounted."""

@@ -49,7 +49,9 @@ class HuggingFace:
     def call(self, method: str, arguments: Mapping[str, Any]) -> object:
         if method == "own_cache":
             return self._own_cache(**arguments)
-        raise LookupError(f"no method {method!r}; there is own_cache")
+        if method == "abort_after":
+            return self._abort_after(**arguments)
+        raise LookupError(f"no method {method!r}; there are own_cache, abort_after")
 
     def close(self) -> None:
         if self._cache is not None:
@@ -96,6 +98,29 @@ class HuggingFace:
         start = time.monotonic()
         self.model.generate(ids, attention_mask=self._torch.ones_like(ids), **arguments)
         return time.monotonic() - start
+
+    def _abort_after(self, prompt: Sequence[int], steps: int) -> bool:
+        """Break off by an exception after that many forwards, as a streaming server does whose client has gone; 0: in
+        the first one. Whether it came to that."""
+        left = [steps]
+
+        class GivenUp(Exception):
+            pass
+
+        def give_up(*_: Any, **__: Any) -> Any:
+            left[0] -= 1
+            if left[0] <= 0:
+                raise GivenUp
+            return self._torch.zeros(1, dtype=self._torch.bool)
+
+        ids = self._torch.tensor([list(prompt)])
+        arguments: dict[str, Any] = {"do_sample": False, "max_new_tokens": steps + 8, "min_new_tokens": steps + 8}
+        arguments |= {"logits_processor": [give_up]} if steps == 0 else {"stopping_criteria": [give_up]}
+        try:
+            self.model.generate(ids, attention_mask=self._torch.ones_like(ids), **arguments)
+        except GivenUp:
+            return True
+        return False
 
     def _count(self, module: object, positional: tuple[Any, ...], named: dict[str, Any]) -> None:
         """The input length of each generate's first forward: what is computed of the prompt."""

@@ -73,7 +73,12 @@ class SGLang:
         if method == "update_weights_from_disk":
             update = UpdateWeightFromDiskReqInput(**arguments)
             return bool(loop.run_until_complete(manager.update_weights_from_disk(update, None))[0])
-        raise LookupError(f"no method {method!r}; there are flush_cache, open_session, update_weights_from_disk")
+        if method == "abort_after":  # steps: tokens that it has by then
+            given_up = Ask(arguments["prompt"], 64, options={"abort_when": [0, arguments["steps"]]})
+            loop.run_until_complete(self._together([given_up]))
+            return None
+        known = "abort_after, flush_cache, open_session, update_weights_from_disk"
+        raise LookupError(f"no method {method!r}; there are {known}")
 
     def close(self) -> None:
         self._engine.shutdown()

@@ -12,8 +12,7 @@ from engines.drivers.protocol import Ask
 from kvlingua.common.prefix import reusable_tokens
 from tests.engines.sglang.conftest import Launcher
 from tests.engines.texts import CHUNK, chunks, length, objects_of, taken, text, whole
-from tests.engines.trouble import needs_root
-from tests.hanging import HangingFolder, hanging_folder, why_not
+from tests.hanging import HangingFolder, hanging_folder, needs_root, why_not
 
 PAGE = 16
 RUNS, LATER = text(130, max_tokens=150), text(131)
