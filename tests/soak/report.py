@@ -34,6 +34,8 @@ class Report:
         if counts["max_disk"] > self.max_bytes:
             found.append(f"the store took {counts['max_disk']:.0f} bytes, its cap is {self.max_bytes}")
         found += [f"{name} is 0, so the soak shows nothing of it" for name in MUST_HAPPEN if not counts[name]]
+        if self.minutes >= JUDGED_MINUTES and not self.trends:
+            found.append("no server lived long enough for its memory to be judged")
         for trend in self.trends:
             if not trend.flat:
                 found.append(
@@ -65,4 +67,5 @@ class Report:
         file.write_text(json.dumps(values, indent=1) + "\n")
 
 
+JUDGED_MINUTES = 10  # in a shorter soak servers may not live long enough
 MUST_HAPPEN = ("answers", "hits", "reused_tokens", "aborts", "kills", "corruptions", "corrupt_refused", "evictions")

@@ -60,4 +60,5 @@ def test_each_count_can_fail_it(counts: dict[str, float]) -> None:
 def test_what_leaks_or_ended_fails_it() -> None:
     leak = Trend("sglang", 2, 300.0, 700.0, 9.0, 0.0)
     assert "sglang, life 2" in replace(SOUND, trends=[leak]).violations()[0]
+    assert len(replace(SOUND, trends=[]).violations()) == 1
     assert replace(SOUND, errors=["vllm-1 ended by itself"]).violations() == ["vllm-1 ended by itself"]
