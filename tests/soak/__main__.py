@@ -104,15 +104,19 @@ def soak(folder: Path, minutes: float, seed: int, control: bool = False) -> Repo
         )
     finally:
         for server in servers:
-            server.kill()
+            server.close()
 
 
 def start_all(servers: Sequence[Server]) -> None:
     for server in servers:
         server.start()
     with ThreadPoolExecutor(len(servers)) as pool:
-        for _ in pool.map(Server.wait, servers):
-            pass
+        try:
+            list(pool.map(Server.wait, servers))
+        except BaseException:
+            for server in servers:  # or the others would be waited for
+                server.close()
+            raise
 
 
 def check_alive(servers: Sequence[Server], errors: list[str]) -> None:

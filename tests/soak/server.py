@@ -7,6 +7,7 @@ import re
 import signal
 import socket
 import subprocess
+import threading
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import suppress
@@ -49,6 +50,8 @@ class Server:
         self.metrics.mkdir()
         self.port = _free_port()
         self._folder = folder
+        self._lock = threading.Lock()
+        self._closed = False
         self._process: subprocess.Popen[bytes] | None = None
         settings = {
             "KVLINGUA_URL": url,
@@ -60,7 +63,12 @@ class Server:
         self._environment = environment(engine, settings)
 
     def start(self) -> None:
-        """Start it; `wait` says when it is up."""
+        """Start it; `wait` says when it is up. After `close` it does nothing."""
+        with self._lock:
+            if not self._closed:
+                self._start()
+
+    def _start(self) -> None:
         self.starts += 1
         values = {"model": MODEL, "port": self.port, "longest": LONGEST, "connector": json.dumps(CONNECTOR)}
         arguments = [each.format(**values) for each in ARGUMENTS[self.engine].split()]
@@ -100,6 +108,12 @@ class Server:
                     os.kill(process, signal.SIGKILL)
             with suppress(subprocess.TimeoutExpired):
                 self._process.wait(0.2)
+
+    def close(self) -> None:
+        """`kill`, for good: another thread may be about to start it again."""
+        with self._lock:
+            self._closed = True
+        self.kill()
 
     @property
     def running(self) -> bool:
