@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import random
+import subprocess
+import sys
 from collections import Counter
 from collections.abc import Iterator
 
@@ -138,6 +140,56 @@ def test_pinned_memory_both_ways(
     engine.fill(7)
     convert(canonical(pinned.buffer), engine.view)
     assert torch.equal(engine.wanted(), wanted)
+
+
+def test_stages_overlap_and_stay_in_order(engine: Engine, pinned: Pinned, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A buffer of two parts, one block each: four stages take them in turn, on two streams, again and again."""
+    block, usual = MODEL.block_bytes(MODEL.full, PAGE), gpu.tuned
+    way = {"stage_bytes": 1, "run_bytes": 0, "piece_bytes": 0, "staging_bytes": 2 * block}
+    monkeypatch.setattr(gpu, "tuned", lambda index: usual(index)._replace(**way))
+    order = [2, 0, 3, 1]
+    pool = format("canonical").pool(MODEL, MODEL.full, page=PAGE, blocks=len(order), buffers=[pinned.buffer])
+    host = torch.frombuffer(pinned._map, dtype=torch.bfloat16).view(len(order), 2, HEADS, LAYERS, PAGE, DIM)
+    for seed in range(20):
+        engine.fill(seed)
+        convert(engine.view, pool.view(order, 0, TOKENS))
+        torch.cuda.current_stream().synchronize()
+        wanted = engine.wanted()
+        found = torch.cat([host[number] for number in order], dim=3)
+        assert torch.equal(found, wanted.cpu())
+        engine.fill(100 + seed)
+        convert(pool.view(order, 0, TOKENS), engine.view)
+        assert torch.equal(engine.wanted(), wanted)
+
+
+FIRST_IN_A_CAPTURE = """
+import torch
+from kvlingua.layouts import LayoutError, convert, gpu
+from tests.gpu.test_device import Engine, Buffer, canonical, MODEL, HEADS, LAYERS, TOKENS, DIM
+engine = Engine()
+chunk = torch.zeros(2, HEADS, LAYERS, TOKENS, DIM, dtype=torch.bfloat16, device="cuda:0")
+torch.cuda.synchronize()
+said, graph = "captured", torch.cuda.CUDAGraph()
+try:
+    with torch.cuda.graph(graph):
+        convert(engine.view, canonical(Buffer.of(chunk)))
+except LayoutError as error:
+    said = str(error)
+    assert "while a graph is captured" in said, said
+    convert(engine.view, canonical(Buffer.of(chunk)))
+else:
+    graph.replay()
+torch.cuda.synchronize()
+assert torch.equal(chunk, engine.wanted())
+assert gpu.on(0).library is not None
+print(said)
+"""
+
+
+def test_a_first_conversion_in_a_capture() -> None:
+    """In a process of its own. It is captured, or refused by name; our kernels do the next one in any case."""
+    done = subprocess.run([sys.executable, "-c", FIRST_IN_A_CAPTURE], capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr[-3000:]
 
 
 def test_a_bad_block_is_refused_before_launch(engine: Engine, chunk: torch.Tensor) -> None:
