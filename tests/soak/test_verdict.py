@@ -36,7 +36,7 @@ def samples(mib_per_minute: float, descriptors_per_minute: float = 0.0) -> list[
     ("mib", "descriptors", "flat"), [(0, 0, True), (1, 0, True), (15, 0, False), (0, 6, False), (-20, -6, True)]
 )
 def test_what_rises_is_not_flat(mib: float, descriptors: float, flat: bool) -> None:
-    found = trend("vllm-1", 1, samples(mib, descriptors))
+    found = trend("sglang", 1, samples(mib, descriptors))
     assert found.flat == flat
     assert found.mib_per_minute == pytest.approx(mib, abs=1)
 
