@@ -13,6 +13,8 @@ import pytest
 
 from tests.native.builds import CLONE
 
+# Two compilers of GPUs take minutes where the machine is busy.
+pytestmark = pytest.mark.timeout(1800)
 COMPILERS = {"cpu": "g++", "cuda": "nvcc", "hip": "hipcc"}
 
 
