@@ -255,7 +255,7 @@ def run(plan: Plan, stream: int | None = None) -> None:
     stream: a cudaStream_t or hipStream_t as a number; None: torch's current one, or without torch the default one.
     Only plans that must compare scales before they write (static scales) are waited for, on their stream.
     Raises LayoutError if there is no library, or it refuses, as it does where such a plan's stream is being captured;
-    nothing was written then.
+    nothing was written then. Also after an error of the platform; part of the target may have been written by then.
     """
     index = device_index(plan)
     library = _library(index)
