@@ -16,14 +16,6 @@ class Bindings(NamedTuple):
     why: str = ""
 
 
-class Properties(NamedTuple):
-    """What a GPU is. architecture: as compilers take it, gfx90a:sramecc+:xnack- for one. pci: as in /sys."""
-
-    architecture: str
-    warp_size: int
-    pci: str
-
-
 class HipError(Exception):
     """A call of HIP failed; the message is HIP's own."""
 
@@ -59,12 +51,10 @@ def checked(result: Any) -> Any:
     return values[0] if len(values) == 1 else None
 
 
-def properties(hip: Any, device: int) -> Properties:
-    """Raises HipError if there is no such device."""
-    found = checked(hip.hipGetDeviceProperties(device))
-    name = found.gcnArchName
-    place = f"{found.pciDomainID:04x}:{found.pciBusID:02x}:{found.pciDeviceID:02x}.0"
-    return Properties(name.decode() if isinstance(name, bytes) else str(name), int(found.warpSize), place)
+def architecture(hip: Any, device: int) -> str:
+    """Of a GPU, as compilers take it: gfx90a:sramecc+:xnack- for one. Raises HipError if there is no such device."""
+    name = checked(hip.hipGetDeviceProperties(device)).gcnArchName
+    return name.decode() if isinstance(name, bytes) else str(name)
 
 
 def register(hip: Any, device: int, address: int, nbytes: int) -> None:

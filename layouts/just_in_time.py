@@ -11,9 +11,9 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-from kvlingua.layouts import native
+from kvlingua.layouts import hip_python, native
 from kvlingua.layouts.cache_home import cache_home
-from kvlingua.layouts.hip_python import HipError, bindings, checked, properties
+from kvlingua.layouts.hip_python import HipError, bindings, checked
 
 OPTIONS = (
     "-std=c++17",
@@ -46,7 +46,7 @@ def load(library: ctypes.CDLL, device: int) -> str:
     if hip is None:
         return f"to build it here takes hip-python: {why}"
     try:
-        architecture = properties(hip, device).architecture
+        architecture = hip_python.architecture(hip, device)
         code = code_object(architecture, hiprtc)
     except (HipError, OSError, RuntimeError) as error:
         return f"it couldn't be built here: {error}"
