@@ -1,6 +1,6 @@
 """One configuration for all engines: arguments beat KVLINGUA_* variables beat the TOML file that KVLINGUA_CONFIG names.
 
-The only file that reads the environment.
+The only file that reads settings from the environment.
 """
 
 import difflib

@@ -8,8 +8,7 @@ from __future__ import annotations
 
 import ctypes
 import sys
-from collections.abc import Mapping
-from ctypes import POINTER, Structure, byref, c_char, c_char_p, c_int32, c_int64, c_uint64, c_void_p, pointer
+from ctypes import byref, c_int32, c_int64, pointer
 from functools import cache
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
@@ -18,6 +17,7 @@ from kvlingua.layouts import just_in_time, native, torch_streams, verdict
 from kvlingua.layouts.checks import check, scales_error
 from kvlingua.layouts.device_addresses import use_device_addresses
 from kvlingua.layouts.errors import LayoutError
+from kvlingua.layouts.gpu_abi import ABI_VERSION, Call, Device, declare
 from kvlingua.layouts.lane import Lane, lane
 from kvlingua.layouts.memory import Buffer
 from kvlingua.layouts.plan import Plan
@@ -25,33 +25,11 @@ from kvlingua.layouts.staging import PARTS, Stage, can_stage, runs, stages
 from kvlingua.layouts.tuning import Tuning, tuning
 from kvlingua.layouts.view import View
 
-ABI_VERSION = 100 * native.ABI_VERSION + 3
 NO_VERDICT = 1  # KVL_NULL
 CAPTURING = range(1900, 1909)
 """KVL_PLATFORM_ERROR and what CUDA and HIP both call errors of stream capture."""
 
 Platform = Literal["cuda", "hip"]
-
-
-class Call(Structure):
-    """kvl_gpu_call: a plan, and where it is run."""
-
-    _fields_ = (
-        ("plan", POINTER(native.CPlan)),
-        ("stream", c_void_p),
-        ("verdict", c_uint64),
-        ("device", c_int32),
-        ("block_bytes", c_int32),
-        ("blocks", c_int32),
-        ("reserved", c_int32),
-        ("piece_bytes", c_int64),
-    )
-
-
-class Device(Structure):
-    """kvl_gpu_device: what a GPU is."""
-
-    _fields_ = (("name", c_char * 256), ("pci", c_char * 64), ("multiprocessors", c_int32), ("reserved", c_int32))
 
 
 class Loaded(NamedTuple):
@@ -69,25 +47,6 @@ def library_path(platform: Platform) -> Path:
 _hip: Loaded | None = None
 _decided: dict[tuple[str, int], Loaded] = {}
 
-_FUNCTIONS: Mapping[str, tuple[Any, ...]] = {
-    "kvl_gpu_begin_lane": (c_int32, POINTER(c_void_p), POINTER(c_void_p), c_int32),
-    "kvl_gpu_captured": (c_int32, c_void_p, POINTER(c_int32)),
-    "kvl_gpu_convert": (POINTER(Call),),
-    "kvl_gpu_copy": (c_int32, c_void_p, c_void_p, c_void_p, c_int64),
-    "kvl_gpu_devices": (POINTER(c_int32),),
-    "kvl_gpu_describe": (c_int32, POINTER(Device)),
-    "kvl_gpu_end_lane": (c_int32, c_void_p, POINTER(c_void_p), c_int32),
-    "kvl_gpu_follow": (c_int32, c_void_p, c_void_p),
-    "kvl_gpu_load": (c_int32, c_char_p),
-    "kvl_gpu_mapped": (c_int32, c_void_p, POINTER(c_uint64)),
-    "kvl_gpu_pieces": (POINTER(Call), POINTER(c_int64)),
-    "kvl_gpu_pin": (c_int32, c_void_p, c_int64),
-    "kvl_gpu_ready": (c_int32,),
-    "kvl_gpu_record": (c_int32, c_void_p, c_void_p),
-    "kvl_gpu_unpin": (c_int32, c_void_p),
-    "kvl_gpu_wait": (c_int32, c_void_p),
-}
-
 
 @cache
 def load(path: Path) -> Loaded:
@@ -99,21 +58,10 @@ def load(path: Path) -> Loaded:
         version = int(library.kvl_gpu_abi_version())
         if version != ABI_VERSION:
             return Loaded(None, f"{path.name} has ABI {version} instead of {ABI_VERSION}: install kvlingua again")
-        _declare(library)
+        declare(library)
     except (OSError, AttributeError) as error:
         return Loaded(None, f"{path.name} doesn't load: {error}")
     return Loaded(library, f"{path.name}, ABI {version}")
-
-
-def _declare(library: ctypes.CDLL) -> None:
-    for name, arguments in _FUNCTIONS.items():
-        function = getattr(library, name)
-        function.argtypes = arguments
-        function.restype = c_int32
-    library.kvl_gpu_message.argtypes = (c_int32,)
-    library.kvl_gpu_message.restype = c_char_p
-    library.kvl_gpu_platform.argtypes = ()
-    library.kvl_gpu_platform.restype = c_char_p
 
 
 def platform() -> Platform | None:

@@ -1,8 +1,6 @@
 """The behaviours that every adapter shows, as tests on real engine processes. One start serves many of them."""
 
-import shutil
-import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager, ExitStack
 from dataclasses import dataclass, replace
@@ -12,15 +10,13 @@ from typing import Any
 
 import pytest
 
+from kvlingua.adapters.conformance.checks import Cold, assert_right, copy_store, count, wait_for
 from kvlingua.adapters.conformance.damage import flip_bit, negate_values, objects_of, truncate
 from kvlingua.adapters.conformance.engine import Answered, HangingStore, Passing, Prompt, RunningEngine, Setup
 from kvlingua.adapters.conformance.prompts import ANSWER, CHUNK, Prompts, chunks, common_tokens, length
 from kvlingua.common.prefix import reusable_tokens
 
-# Generous, because the machine may be busy; the hanging store is waited for this long, once per load.
-WAIT_SECONDS = 60.0
 PATIENT: Mapping[str, Any] = {"lookup_timeout_s": 10, "load_timeout_s": 5, "chunk_tokens": CHUNK}
-Cold = Mapping[tuple[int, ...], Sequence[int]]
 
 
 @dataclass(frozen=True)
@@ -331,27 +327,3 @@ def assert_reuses(reader: Reader, cold: Cold, prompt: Prompt, stored: int) -> No
     wanted = reusable_tokens(stored, len(prompt), reader.page)
     assert_right(answered, cold, prompt)
     assert (answered.reused, answered.computed) == (wanted, len(prompt) - wanted)
-
-
-def assert_right(answered: Answered, cold: Cold, *prompts: Prompt) -> None:
-    assert [list(tokens) for tokens in answered.tokens] == [list(cold[tuple(each.tokens)]) for each in prompts]
-
-
-def count(store: Path, prompt: Prompt | None = None) -> int:
-    """How many objects there are, of `prompt` or in all."""
-    if prompt is not None:
-        return len(objects_of(store, prompt.tokens, CHUNK))
-    return sum(1 for _ in store.rglob("*.safetensors"))
-
-
-def copy_store(store: Path, to: Path) -> Path:
-    """The files keep their times; the folders are private, as a store's have to be."""
-    shutil.copytree(store, to)
-    return to
-
-
-def wait_for(true: Callable[[], bool], what: str) -> None:
-    end = time.monotonic() + WAIT_SECONDS
-    while not true():
-        assert time.monotonic() < end, f"no {what} within {WAIT_SECONDS:.0f} s"
-        time.sleep(0.1)
