@@ -12,8 +12,6 @@ from kvlingua.common.identity.model import ModelDescription, describe_model
 from kvlingua.common.identity.weight_files import INDEX
 from tests.common.samples import model_folder
 
-MISSING: object = "<missing>"  # told apart by identity; as text it is in the names of tests, the same in every process
-
 
 def describe(path: Path, **options: Any) -> ModelDescription:
     return describe_model(path, **({"compute_dtype": "float32", "kv_dtype": "float32"} | options))
