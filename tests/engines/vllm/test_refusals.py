@@ -12,7 +12,7 @@ from transformers import DeepseekV2Config, DeepseekV2ForCausalLM, Gemma2Config, 
 
 from demo.job import MODEL
 from engines.drivers.driver import Driver, DriverError
-from tests.engines.texts import chunks, length, taken, text
+from tests.engines.texts import length, taken, text, whole
 from tests.engines.vllm.conftest import Launcher
 
 TEXTS = [text(50), text(51)]
@@ -133,7 +133,7 @@ def other_weights(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_other_weights_end_it(launch: Launcher, other_weights: Path, tmp_path: Path, method: str) -> None:
     with launch(tmp_path / "store", engine={"enable_prefix_caching": False}) as driver:
         before = driver.generate(TEXTS[0]).answers[0].tokens
-        driver.wait_objects(chunks(TEXTS[0]))
+        driver.wait_objects(whole(TEXTS[0]))
         assert driver.generate(TEXTS[0]).reused == taken(32, TEXTS[0])
         arguments = {"weights_path": str(other_weights)} if method == "reload_weights" else {}
         driver.call("collective_rpc", method=method, arguments=arguments)
@@ -143,7 +143,7 @@ def test_other_weights_end_it(launch: Launcher, other_weights: Path, tmp_path: P
         assert before not in [replies[number].answers[0].tokens for number in (0, 1, 3)], "the weights are others"
         assert len(said_off(driver, f"off: .*weights.*{method}")) == 1
         assert driver.metric_reaches("kvlingua_refusals_total", 1, reason="weights")
-    assert driver.objects() == chunks(TEXTS[0])
+    assert driver.objects() == whole(TEXTS[0])
 
 
 @pytest.mark.parametrize("compiled", [False, True], ids=["eager", "compiled"])
@@ -152,7 +152,7 @@ def test_a_forward_that_fails_ends_it(launch: Launcher, tmp_path: Path, compiled
     engine = {"enable_prefix_caching": False, "max_num_batched_tokens": 160, "enforce_eager": not compiled}
     with launch(tmp_path / "store", engine=engine) as driver:
         driver.generate(TEXTS[0])
-        driver.wait_objects(chunks(TEXTS[0]))
+        driver.wait_objects(whole(TEXTS[0]))
         assert driver.generate(TEXTS[0]).reused == taken(32, TEXTS[0]), "in this mode it is seen that a forward ends"
         if compiled:
             return  # what is compiled calls no layer of its own
@@ -163,7 +163,7 @@ def test_a_forward_that_fails_ends_it(launch: Launcher, tmp_path: Path, compiled
         assert driver.generate(TEXTS[0]).reused == 0
         assert len(said_off(driver, "off: a forward")) == 1
         assert driver.metric_reaches("kvlingua_refusals_total", 1, reason="forward")
-    assert driver.objects() == chunks(TEXTS[0])
+    assert driver.objects() == whole(TEXTS[0])
 
 
 def test_an_unknown_key_is_an_error(launch: Launcher, tmp_path: Path) -> None:

@@ -11,7 +11,7 @@ from safetensors.torch import load_file, save_file
 from demo.job import MODEL
 from engines.drivers.driver import Driver
 from engines.drivers.protocol import Ask
-from tests.engines.texts import chunks, length, taken, text
+from tests.engines.texts import chunks, length, taken, text, whole
 from tests.engines.vllm.conftest import Launcher
 
 TEXT, OTHER = text(40), text(41)
@@ -54,7 +54,7 @@ def test_prompt_embeddings(driver: Driver, tmp_path: Path) -> None:
     weights = load_file(Path(MODEL) / "model.safetensors")["model.embed_tokens.weight"]
     zeros = Ask([0] * length(TEXT), TEXT.max_tokens)
     driver.generate(zeros)
-    assert driver.metric_reaches("kvlingua_tokens_stored_total", 64 * chunks(TEXT, zeros))
+    assert driver.metric_reaches("kvlingua_tokens_stored_total", 64 * whole(TEXT, zeros))
     assert driver.generate(zeros).reused == taken(32, zeros)
     objects = driver.objects()
     for ask in (TEXT, OTHER):
@@ -64,7 +64,7 @@ def test_prompt_embeddings(driver: Driver, tmp_path: Path) -> None:
         assert (embedded.reused, embedded.computed) == (0, length(ask))
         assert embedded.answers[0].tokens == answer(driver, ask)
     assert driver.metric_reaches("kvlingua_refusals_total", 2, reason="prompt_embeds")
-    assert driver.objects() <= objects + chunks(OTHER)
+    assert driver.objects() <= objects + whole(OTHER)
 
 
 def test_prompt_logprobs(driver: Driver) -> None:
