@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from kvlingua.common import bulk, log
 from kvlingua.common.container import Container
 from kvlingua.common.errors import StoreError
-from kvlingua.common.guard import REPEAT_S, reason_of
+from kvlingua.common.guard import REPEAT_S, failure, reason_of
 from kvlingua.common.hit import missing_chunks
 from kvlingua.common.identity.keys import namespace_key, object_key
 from kvlingua.common.running import Running
@@ -62,13 +62,12 @@ def submit(running: Running, handle: StoreHandle, chunks: int, copy: Callable[[]
     def job() -> None:
         if handle.copied.is_set():  # cancelled
             return
-        try:
-            copy()
-        except BaseException as error:
+        error = failure(copy)
+        if error is not None:
             _drop(running, handle, reason_of(error), chunks)
             handle.error = error
             handle.finish()
-            raise
+            raise error
 
     def given_up() -> None:
         _drop(running, handle, "closed", chunks)
@@ -139,12 +138,12 @@ class _Write:
             running.pending.update(self._keys())
 
     def __call__(self) -> None:
-        try:
-            self._write()
-        except BaseException as error:
-            self._finish(error.stored if isinstance(error, StoreError) else 0, reason_of(error), error)
-            raise
-        self._finish(len(self.chunks))
+        error = failure(self._write)
+        if error is None:
+            self._finish(len(self.chunks))
+            return
+        self._finish(error.stored if isinstance(error, StoreError) else 0, reason_of(error), error)
+        raise error
 
     def given_up(self) -> None:
         """The cache was closed before this job's turn came."""

@@ -14,7 +14,6 @@ from typing import Any
 
 import torch
 from sglang.srt.managers.schedule_batch import Req
-from sglang.srt.mem_cache.memory_pool import MHATokenToKVPool
 from torch import distributed
 
 from kvlingua.adapters.sglang.link import Link
@@ -26,7 +25,8 @@ from kvlingua.common.config import Config
 from kvlingua.common.guard import Guard
 from kvlingua.common.identity.chain import chain_digests
 from kvlingua.common.identity.model import describe_model
-from tests.engines.sglang.requests_process import NEW, PAGE, PROMPT, SLOTS, STORED, TOKENS, request
+from tests.engines.sglang.random_pool import PAGE, random_pool
+from tests.engines.sglang.requests_process import NEW, PROMPT, SLOTS, STORED, TOKENS, request
 from tests.spoil import flip_byte
 
 
@@ -37,18 +37,7 @@ class Rank:
         self.ranks, self.store_folder = ranks, folder / "store"
         description = describe_model(model, compute_dtype="float32", kv_dtype="float32")
         shape, extent = description.geometry, ranks.extent(description.geometry)
-        kv = MHATokenToKVPool(
-            size=512,
-            page_size=PAGE,
-            dtype=torch.float32,
-            head_num=extent.heads,
-            head_dim=shape.planes[0].width,
-            layer_num=shape.layers,
-            device="cpu",
-            enable_memory_saver=False,
-        )
-        for buffer in (*kv.k_buffer, *kv.v_buffer):
-            buffer.normal_()
+        kv = random_pool(shape, extent.heads)
         self.heads = f"h{extent.head_start}-{extent.head_stop}"
         self.cache = KVCache.open(Config(url=self.store_folder.as_uri()))
         self.link = Link(self.cache, description, describe_pool(kv, shape, PAGE, extent), Guard("sglang"), ranks)

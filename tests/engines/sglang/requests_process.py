@@ -17,7 +17,6 @@ from sglang.srt.beam_search.beam_group import BeamGroup
 from sglang.srt.dllm.config import DllmConfig
 from sglang.srt.managers.embed_types import PositionalEmbeds
 from sglang.srt.managers.schedule_batch import MultimodalInputs, Req
-from sglang.srt.mem_cache.memory_pool import MHATokenToKVPool
 from sglang.srt.sampling.sampling_params import SamplingParams
 from sglang.srt.session.session_controller import Session
 
@@ -31,11 +30,12 @@ from kvlingua.common.cache import KVCache
 from kvlingua.common.config import Config
 from kvlingua.common.guard import Guard
 from kvlingua.common.identity.model import describe_model
+from tests.engines.sglang.random_pool import PAGE, ROWS, random_pool
 
-PAGE, TOKENS, STORED = 16, 150, 128  # two whole chunks of 64
+TOKENS, STORED = 150, 128  # two whole chunks of 64
 PROMPT = array("q", range(10, 10 + TOKENS))
 NEW = array("q", range(400, 400 + TOKENS))
-SLOTS = torch.arange(PAGE, PAGE + 512, dtype=torch.int32)
+SLOTS = torch.arange(PAGE, PAGE + ROWS, dtype=torch.int32)
 
 
 def dllm() -> DllmConfig:
@@ -78,18 +78,7 @@ class Bench:
         config = Config(url=(folder / "store").as_uri())
         description = describe_model(model, compute_dtype="float32", kv_dtype="float32")
         shape = description.geometry
-        kv = MHATokenToKVPool(
-            size=512,
-            page_size=PAGE,
-            dtype=torch.float32,
-            head_num=shape.kv_heads,
-            head_dim=shape.planes[0].width,
-            layer_num=shape.layers,
-            device="cpu",
-            enable_memory_saver=False,
-        )
-        for buffer in (*kv.k_buffer, *kv.v_buffer):
-            buffer.normal_()
+        kv = random_pool(shape, shape.kv_heads)
         self.cache = KVCache.open(config)
         self.link = Link(self.cache, description, describe_pool(kv, shape, PAGE), Guard("sglang"))
         self.freed: list[torch.Tensor] = []
