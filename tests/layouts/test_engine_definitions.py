@@ -165,8 +165,9 @@ def test_slots_are_those_of_the_table() -> None:
     assert slots(5, 16).tolist() == [order[token // 16] * 16 + token % 16 for token in range(TOKENS)]
 
 
-EXPECTED = {"vllm": 36, "sglang": 21}
-"""How many caches each script fills."""
+ON_AVX2 = torch.backends.cpu.get_cpu_capability() == "AVX2"
+EXPECTED = {"vllm": 31 if ON_AVX2 else 36, "sglang": 21}
+"""How many caches each script fills: for AVX2, vLLM has no writers of fp8 and none for AMX."""
 
 
 @pytest.mark.engine
