@@ -23,13 +23,15 @@ def build_tree(context: Any) -> Any:
 
     Returns SGLang's own choice where kvlingua is off, so that the engine runs as if the flag weren't there.
     """
-    from sglang.srt.mem_cache.registry import create_unified_radix_cache, default_radix_cache_factory
+    from sglang.srt.mem_cache.registry import default_radix_cache_factory
 
     from kvlingua.adapters.sglang.start import connect
 
     link = connect(context)
     if link is None:
         return default_radix_cache_factory(context)
+
+    from sglang.srt.mem_cache.registry import create_unified_radix_cache  # not in every release that has the flag
 
     from kvlingua.adapters.sglang.radix_cache import KVLinguaRadixCache
     from kvlingua.adapters.sglang.waiting import Waiting

@@ -134,11 +134,6 @@ class KVLinguaRadixCache(UnifiedRadixCache):
         self._store(req, len(req.get_fill_ids()))
         super().cache_unfinished_req(req, *args, **kwargs)
 
-    def cache_finished_req(self, req: Any, is_insert: bool = True, *, kv_len_to_handle: int, **kwargs: Any) -> None:
-        if is_insert:
-            self._store(req, kv_len_to_handle)
-        super().cache_finished_req(req, is_insert, kv_len_to_handle=kv_len_to_handle, **kwargs)
-
     def _store(self, request: Any, computed: int) -> None:
         """The first `computed` tokens of the request are computed, those among them that it has generated too."""
         if self.link is not None and request.kv.holds_kv:

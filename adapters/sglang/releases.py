@@ -1,10 +1,11 @@
 """What differs between the releases of SGLang that are supported, each read and run.
 
-| release | the match of a prefix | what is computed comes by | new weights over a network |
-|---|---|---|---|
-| 0.5.20 | rows | cache_unfinished_req, cache_finished_req | update_weights_from_distributed |
-| 0.5.21 | rows | cache_unfinished_req, insert_req | load_weights_from_distributed |
-| 0.5.22, 0.5.23 | lengths | checkpoint | load_weights_from_distributed |
+| release | the match of a prefix | what is computed comes by |
+|---|---|---|
+| 0.5.21 | rows | cache_unfinished_req, insert_req |
+| 0.5.22, 0.5.23 | lengths | checkpoint |
+
+0.5.20 has no way to give its tree another class.
 """
 
 from typing import Any
@@ -13,14 +14,12 @@ import sglang
 import torch
 
 VERSION: str = sglang.__version__
-_ROWS = VERSION in ("0.5.20", "0.5.21")  # matches and requests carry their rows [token] instead of how many there are
+_ROWS = VERSION == "0.5.21"  # matches and requests carry their rows [token] instead of how many there are
 
 # Arguments, and attributes of requests and of the model's configuration, that a release doesn't have yet.
-_NEW_IN_21 = ("enable_pd_role_switch", "token_indices_to_pool")
 _NEW_IN_22 = ("attn_dp_size", "enable_kv_cache_sharding", "decision_layout")
 _NEW_IN_23 = ("enable_paged_experts", "pointer_head")
 ABSENT: tuple[str, ...] = {
-    "0.5.20": (*_NEW_IN_21, *_NEW_IN_22, *_NEW_IN_23),
     "0.5.21": (*_NEW_IN_22, *_NEW_IN_23),
     "0.5.22": _NEW_IN_23,
 }.get(VERSION, ())
@@ -32,11 +31,8 @@ WEIGHT_WRITERS = (
     f"{_UPDATER}.update_weights_from_disk",
     f"{_UPDATER}.update_weights_from_tensor",
     f"{_UPDATER}.update_weights_from_ipc",
-    *(
-        (f"{_UPDATER}.update_weights_from_distributed",)
-        if VERSION == "0.5.20"
-        else (f"{_UPDATER}.load_weights_from_distributed", f"{_UPDATER}.begin_weight_update")
-    ),
+    f"{_UPDATER}.load_weights_from_distributed",
+    f"{_UPDATER}.begin_weight_update",
     f"{_MANAGER}.release_memory_occupation",
     "sglang.srt.utils.weight_checker.WeightChecker._reset_tensors",
 )
