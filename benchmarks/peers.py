@@ -4,11 +4,11 @@
 
 The model and the prompts are those of ttft.py, in bfloat16, with one compute thread. vLLM runs twice side by side, once
 with kvlingua and a folder (files in the page cache), once with LMCache 0.5.6 in multiprocess mode with shared memory;
-while one is asked all processes of the other are stopped. Producers, other processes, have stored one prefix a round
-before. A round asks both engines, in an order that is drawn anew: a prompt with an unseen prefix (cold), one with the
-stored prefix (warm), and one with that prefix out of the engine's own cache (own, the floor of any reuse). In each the
-engine's counters must say that just the prefix was reused. SGLang, which LMCache doesn't support on CPUs, is measured
-against its own radix cache alone.
+while one is asked all of the other engine's own processes are stopped (LMCache's server goes on). Producers, other
+processes, have stored one prefix a round before. A round asks both engines, in an order that is drawn anew: a prompt
+with an unseen prefix (cold), one with the stored prefix (warm), and one with that prefix out of the engine's own cache
+(own, the floor of any reuse). In each the engine's counters must say that just the prefix was reused. SGLang, which
+LMCache doesn't support on CPUs, is measured against its own radix cache alone.
 
 LMCache is installed into an environment of its own, in the user's cache folder, at the first run.
 """
@@ -164,6 +164,8 @@ def main() -> int:
     )
     parser.add_argument("--check", action="store_true", help=check)
     options = parser.parse_args()
+    if options.check and not ("vllm" in options.engines.split(",") and "4096" in options.tokens.split(",")):
+        parser.error("--check judges vLLM at 4,096 tokens: both must be among --engines and --tokens")
     met = True
     with tempfile.TemporaryDirectory(prefix="kvlingua-peers-") as name:
         work = Path(name)

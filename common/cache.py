@@ -1,6 +1,7 @@
 """The one facade that every adapter uses."""
 
 import os
+import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future
 
@@ -76,6 +77,18 @@ class KVCache:
         `chain_digests` of the tokens, if the caller has them. Never more than what can be loaded with `queue_bytes`
         of memory. Raises StoreTimeout after `lookup_timeout_s`, StoreError, IdentityError.
         """
+        return self._lookup(namespace, tokens, seed, extent, digests, 0.0)
+
+    def _lookup(
+        self,
+        namespace: Namespace,
+        tokens: Sequence[int],
+        seed: bytes,
+        extent: Extent | None,
+        digests: Sequence[bytes] | None,
+        waited_s: float,
+    ) -> Hit:
+        """`lookup`, of whose time `waited_s` are over."""
         extent = namespace.grid.full if extent is None else extent
         if not namespace.grid.full.contains(extent):
             raise LayoutError(f"{extent} are not in a model of {namespace.grid.full}")
@@ -90,6 +103,7 @@ class KVCache:
                 "lookup",
                 lambda: find(running.store, namespace, chain, extent),
                 self._config.lookup_timeout_s,
+                waited_s,
             )
         covers = covers[: loading.fitting(running, namespace, covers)]
         running.counts.lookup(hit=bool(covers))
@@ -105,11 +119,13 @@ class KVCache:
         digests: Sequence[bytes] | None = None,
     ) -> Future[Callable[[], Hit]]:
         """Like `lookup`, in a thread of the cache's. The result is a function that gives the hit, or raises what
-        `lookup` raises. Known after `lookup_timeout_s`, and some time for those asked before."""
+        `lookup` raises. Known after `lookup_timeout_s`, the wait for those asked before included."""
         found: Future[Callable[[], Hit]] = Future()
+        began = time.monotonic()
 
         def job() -> None:
-            found.set_result(capture(lambda: self.lookup(namespace, tokens, seed=seed, extent=extent, digests=digests)))
+            waited = time.monotonic() - began
+            found.set_result(capture(lambda: self._lookup(namespace, tokens, seed, extent, digests, waited)))
 
         def given_up() -> None:
             found.set_result(capture(self._refuse_closed))
@@ -134,8 +150,8 @@ class KVCache:
     def submit_load(self, hit: Hit, into: View, start: int, stop: int, *, allow_lossy: bool = False) -> LoadHandle:
         """Like `load`, but in a thread of the cache's, one after the other in the order they were submitted.
 
-        Each may take `load_timeout_s` from its turn on. What `load` raises is in the handle, but for LayoutError and
-        LoadError about the arguments, which are raised here.
+        Each is over `load_timeout_s` after it was submitted. What `load` raises is in the handle, but for LayoutError
+        and LoadError about the arguments, which are raised here.
         """
         handle = LoadHandle(self._loader(hit, into, start, stop, allow_lossy))
         running = self._in_this_process()
@@ -155,11 +171,11 @@ class KVCache:
                 "describe an engine's static scales with Layout.pool(scales=...)"
             )
         loading.check(hit, into, start, stop, allow_lossy)
-        running = self._in_this_process()
+        running, began = self._in_this_process(), time.monotonic()
 
         def load(gate: Gate) -> None:
             with Stopwatch("load", self._scheme):
-                loading.load(running, hit, into, start, stop, allow_lossy, gate)
+                loading.load(running, hit, into, start, stop, allow_lossy, gate, began)
 
         return load
 

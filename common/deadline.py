@@ -51,6 +51,8 @@ class DeadlineWorker:
         earlier call is stuck. Calls are made one after the other: a later one may write where this one does, even if
         this one is stuck.
         """
+        if waited_s >= timeout_s:
+            raise StoreTimeout(f"no {what}: those before it took all of its {timeout_s:g} s")
         job = _Job(function)
         with self._wake:
             for earlier in list(self._stuck.values()):

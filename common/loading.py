@@ -70,16 +70,18 @@ def check(hit: Hit, into: View, start: int, stop: int, allow_lossy: bool) -> Non
     conversions(hit.namespace.geometry, into.pool.geometry, into.pool.fixed, allow_lossy)
 
 
-def load(running: Running, hit: Hit, into: View, start: int, stop: int, allow_lossy: bool, gate: Gate) -> None:
+def load(
+    running: Running, hit: Hit, into: View, start: int, stop: int, allow_lossy: bool, gate: Gate, began: float
+) -> None:
     """Copy prompt positions [start, stop), which `check` has passed, into `into`, as `KVCache.load` says; no more once
-    `gate` is closed."""
+    `gate` is closed. began: since when its time runs (time.monotonic)."""
     if start == stop:
         return
     pieces = list(_pieces(running, hit, into, start, stop))
     files = running.files
-    began, timeout_s = time.monotonic(), running.config.load_timeout_s
-    if not running.load_lock.acquire(timeout=timeout_s):
-        raise StoreTimeout(f"another thread has been loading for {timeout_s:g} s")
+    timeout_s = running.config.load_timeout_s
+    if not running.load_lock.acquire(timeout=max(0.0, began + timeout_s - time.monotonic())):
+        raise StoreTimeout(f"other loads took all of its {timeout_s:g} s")
     try:
         memory = _memory(running, pieces, staged=files is None)
         # Released even if the read is stuck and may still write: all that fill this memory do it in that same thread,

@@ -61,6 +61,7 @@ def submit(running: Running, handle: StoreHandle, chunks: int, copy: Callable[[]
 
     def job() -> None:
         if handle.copied.is_set():  # cancelled
+            _drop(running, handle, "cancelled", chunks)
             return
         error = failure(copy)
         if error is not None:
@@ -107,6 +108,7 @@ def store(
     with ExitStack() as undo:
         undo.callback(job.discard)
         if not handle.begin():
+            _drop(running, handle, "cancelled", len(taken))
             return
         _gather(running, job, source, start)
         undo.pop_all()

@@ -1,4 +1,4 @@
-"""Measured results: one JSON object a line in results/*.jsonl, appended by the tests that ran a cell."""
+"""Measured results: one JSON object a line in results/*.jsonl, appended by the runner."""
 
 import hashlib
 import json
@@ -89,7 +89,7 @@ def hardware() -> str:
 def append(
     cell: Cell, verdict: str, versions: Mapping[str, str], detail: str, path: Path = RESULTS / "cells.jsonl"
 ) -> Result:
-    """Adds one line to `path` in a single write, so that two test processes can't mix theirs."""
+    """Adds one line to `path` in a single write, so that two runners can't mix theirs."""
     today = datetime.now(UTC).strftime("%Y-%m-%d")
     sources = tree_digest()
     result = Result(cell, verdict, current_commit(), sources, versions, hardware(), today, detail)

@@ -7,11 +7,7 @@ import os
 from collections.abc import Callable
 from pathlib import Path
 
-import numpy
-
-from kvlingua.common.container import parse_header
-
-_INTEGERS = {1: numpy.uint8, 2: numpy.uint16, 4: numpy.uint32}  # by bytes of a number
+from kvlingua.adapters.conformance.damage import negate_values
 
 
 def objects(store_root: Path) -> list[Path]:
@@ -49,28 +45,11 @@ def garbage(store_root: Path) -> int:
 
 
 def negate_v(store_root: Path) -> int:
-    """Change the sign of every number of every stored V (of latent attention: of the latents, of which V is made),
-    under checksums that are valid. Number of objects.
-
-    What loads afterwards is wrong by intent: an engine that gives the same tokens with it doesn't use what it loads.
-    """
-
-    def negate(data: bytearray) -> None:
-        parsed = parse_header(bytes(data), len(data))
-        container, namespace = parsed.container, parsed.container.namespace
-        offset = container.header_bytes
-        for plane in namespace.geometry.planes:
-            count = namespace.geometry.elements(plane, container.extent, namespace.chunk_tokens)
-            if plane.name in ("v", "latent"):
-                integer = _INTEGERS[plane.itemsize]
-                numbers = numpy.frombuffer(data, dtype=integer, count=count, offset=offset)
-                numbers ^= integer(1 << (8 * plane.itemsize - 1))
-            offset += count * plane.itemsize
-        view = memoryview(data)
-        head, body = view[: container.header_bytes], view[container.header_bytes :]
-        container.write_header(head, parsed.chain, parsed.first_token // namespace.chunk_tokens, body)
-
-    return _change(store_root, negate)
+    """`negate_values` for every object. Number of objects."""
+    found = objects(store_root)
+    for path in found:
+        negate_values(path)
+    return len(found)
 
 
 def swap(store_root: Path) -> int:

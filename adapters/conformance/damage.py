@@ -7,7 +7,6 @@ from kvlingua.common.container import parse_header
 from kvlingua.common.identity.chain import chain_digests
 
 _SIGN = bytes(byte ^ 0x80 for byte in range(256))
-_BYTES = {"float32": 4, "float16": 2, "bfloat16": 2}
 
 
 def objects_of(store: Path, tokens: Sequence[int], chunk_tokens: int) -> list[Path]:
@@ -33,17 +32,19 @@ def truncate(path: Path) -> None:
 
 
 def negate_values(path: Path) -> None:
-    """Every number of the second plane (V) gets the other sign, under checksums that are valid: wrong by intent, so
-    that an engine whose tokens stay the same doesn't use what it loads."""
+    """Every number of V (of latent attention: of the latents, of which V is made) gets the other sign, under checksums
+    that are valid: wrong by intent, so that an engine whose tokens stay the same doesn't use what it loads."""
     data = bytearray(path.read_bytes())
     parsed = parse_header(bytes(data), len(data))
-    container, geometry = parsed.container, parsed.container.namespace.geometry
-    first, second = (plane.width for plane in geometry.planes)
-    nbytes = _BYTES[geometry.dtype]
-    start = container.header_bytes + container.data_bytes * first // (first + second)
-    high = slice(start + nbytes - 1, None, nbytes)  # little-endian: the byte with the sign
-    data[high] = data[high].translate(_SIGN)
+    container, namespace = parsed.container, parsed.container.namespace
+    start = container.header_bytes
+    for plane in namespace.geometry.planes:
+        nbytes = namespace.geometry.elements(plane, container.extent, namespace.chunk_tokens) * plane.itemsize
+        if plane.name in ("v", "latent"):
+            high = slice(start + plane.itemsize - 1, start + nbytes, plane.itemsize)  # little-endian: with the sign
+            data[high] = data[high].translate(_SIGN)
+        start += nbytes
     view = memoryview(data)
     head, body = view[: container.header_bytes], view[container.header_bytes :]
-    container.write_header(head, parsed.chain, parsed.first_token // container.namespace.chunk_tokens, body)
+    container.write_header(head, parsed.chain, parsed.first_token // namespace.chunk_tokens, body)
     path.write_bytes(data)

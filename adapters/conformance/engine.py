@@ -69,8 +69,9 @@ class RunningEngine(Protocol):
         """Empty the engine's own prefix cache, if it has one."""
         ...
 
-    def cancel(self, prompt: Prompt, steps: int) -> None:
-        """Hand a prompt over, and give it up after about that many steps of the engine (0: at once)."""
+    def cancel(self, prompt: Prompt, steps: int) -> bool:
+        """Hand a prompt over, and give it up after about that many steps of the engine (0: at once). False if it had
+        ended by then."""
         ...
 
     def metric(self, name: str, **labels: str) -> float:

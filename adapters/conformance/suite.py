@@ -198,7 +198,7 @@ class AdapterConformance:
         for steps in (0, 1, 2, 4):
             for prompt in (prompts.written[0], prompts.cancelled):
                 reader.engine.forget()
-                reader.engine.cancel(prompt, steps)
+                assert reader.engine.cancel(prompt, steps), "it had ended before"
         reader.engine.forget()
         assert_right(reader.engine.generate(prompts.cancelled), cold, prompts.cancelled)
         wait_for(lambda: count(reader.store, prompts.cancelled) == chunks(prompts.cancelled), "it to be stored")

@@ -136,6 +136,12 @@ def check_runs_as_described(model: torch.nn.Module) -> None:
     on_gpu = getattr(getattr(model, "device", None), "type", "cpu") == "cuda"
     if on_gpu and _tf32():
         raise UnsupportedError("tf32", "TF32 is allowed: float32 would be computed with 10 bits of mantissa on a GPU")
+    if not on_gpu and _short_products():
+        raise UnsupportedError(
+            "fp32_precision",
+            "products of float32 may be computed with fewer bits on a CPU that can: "
+            "torch.set_float32_matmul_precision('highest')",
+        )
     if torch_module._global_forward_hooks or torch_module._global_forward_pre_hooks:
         raise UnsupportedError("hooks", "global forward hooks are registered")
     attention = getattr(getattr(model, "config", None), "_attn_implementation", None)
@@ -155,6 +161,12 @@ def check_runs_as_described(model: torch.nn.Module) -> None:
         hooks = [*module._forward_hooks.values(), *module._forward_pre_hooks.values()]
         if any(getattr(hook, "__module__", "") not in _LISTENING_HOOKS for hook in hooks):
             raise UnsupportedError("hooks", f"{where} has forward hooks")
+
+
+def _short_products() -> bool:
+    """Whether oneDNN may compute products of float32 in bfloat16 or TF32."""
+    matmul = getattr(torch.backends.mkldnn, "matmul", None)
+    return getattr(matmul, "fp32_precision", "none") not in ("ieee", "none")
 
 
 def _tf32() -> bool:

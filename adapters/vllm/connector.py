@@ -1,9 +1,11 @@
 """The class that vLLM makes twice per engine, in its scheduler and in its worker. It only hands calls on."""
 
 from typing import Any
+from weakref import WeakValueDictionary
 
 import vllm
 from vllm.config import get_layers_from_vllm_config
+from vllm.distributed.kv_transfer import get_kv_transfer_group, has_kv_transfer_group
 from vllm.distributed.kv_transfer.kv_connector.v1.base import (
     KVConnectorBase_V1,
     KVConnectorRole,
@@ -25,11 +27,12 @@ from kvlingua.common.activation import Activation, say_off
 from kvlingua.common.cache import KVCache
 from kvlingua.common.config import Config
 from kvlingua.common.cpu_clock import clock_methods
-from kvlingua.common.errors import KVLinguaError
+from kvlingua.common.errors import KVLinguaError, UnsupportedError
 from kvlingua.common.guard import Guard, reason_of
 
 FLUSH_SECONDS = 3.0  # vLLM kills a worker that takes longer to end
 NO_ORDERS = StepOrders()
+_workers: WeakValueDictionary[str, WorkerSide] = WeakValueDictionary()  # those in this process, by their engine
 UNEXPECTED = "start", "an unexpected error at start, see the line before"
 
 
@@ -73,6 +76,8 @@ class KVLinguaConnector(KVConnectorBase_V1, SupportsHMA):
         self._cache = acquire(config)
         if role == KVConnectorRole.WORKER:
             self._worker = WorkerSide(self._cache, self._guard, description.geometry, self._kv_cache_config, page)
+            if self._vllm_config.parallel_config.tensor_parallel_size == 1:
+                _workers[self._vllm_config.kv_transfer_config.engine_id] = self._worker
             weights.watch(self._worker)
             live_weights.await_model(self._worker)
             return
@@ -96,8 +101,20 @@ class KVLinguaConnector(KVConnectorBase_V1, SupportsHMA):
     def bind_kv_cache_manager(self, kv_cache_manager: Any) -> None:
         super().bind_kv_cache_manager(kv_cache_manager)
         switch = self._switch
-        if switch is not None and not self._guard.run("start", False, switch.watch, kv_cache_manager):
+
+        def let_go() -> None:
+            self._guard.run("reset", None, self._let_go, kv_cache_manager)
+
+        if switch is not None and not self._guard.run("start", False, switch.watch, kv_cache_manager, let_go):
             switch.off("reset_unwatched", "a reset of vLLM's prefix cache would go unnoticed")
+
+    def _let_go(self, kv_cache_manager: Any) -> None:
+        """vLLM refuses a reset while blocks are in use. Those that are kept for copies can be given up at once where
+        the one worker is in this process."""
+        worker = _workers.get(self._vllm_config.kv_transfer_config.engine_id)
+        if worker is not None and self._scheduler is not None:
+            worker.stop_copies()
+            self._scheduler.free_held(kv_cache_manager)
 
     def set_xfer_handshake_metadata(self, metadata: dict[int, Any]) -> None:
         """What each worker's `get_handshake_metadata` gave, by rank."""
@@ -122,8 +139,10 @@ class KVLinguaConnector(KVConnectorBase_V1, SupportsHMA):
 
     def update_connector_output(self, connector_output: Any) -> None:
         result = connector_output.kv_connector_worker_meta
-        if self._scheduler is not None and isinstance(result, StepResult):
-            self._scheduler.result(result)
+        if self._scheduler is not None:
+            self._scheduler.copied(connector_output.finished_sending or ())
+            if isinstance(result, StepResult):
+                self._scheduler.result(result)
 
     def request_finished(self, request: Any, block_ids: list[int]) -> tuple[bool, dict[str, Any] | None]:
         copying = self._scheduler is not None and self._scheduler.finished(request.request_id)
@@ -150,6 +169,8 @@ class KVLinguaConnector(KVConnectorBase_V1, SupportsHMA):
     def _register(self, kv_caches: dict[str, Any]) -> WorkerReady:
         assert self._worker is not None
         try:
+            if has_kv_transfer_group() and get_kv_transfer_group() is not self:
+                raise UnsupportedError("connector", "within another connector it was never run: name KVLingua itself")
             check_model_class(get_model_cls(self._vllm_config.model_config))
             layers = get_layers_from_vllm_config(self._vllm_config, AttentionLayerBase)
             parallel = self._vllm_config.parallel_config  # of this worker; tensor parallelism is the only one there is

@@ -23,12 +23,18 @@ class Adapters:
         self._folders: dict[object, str] = {}  # by number and by name
         self._mixed: set[str] = set()  # folders
 
-    def digest(self, asked: Any) -> str | None:
-        """Of the adapter that a LoRARequest names; None while it isn't known, or where there is none."""
+    def note(self, asked: Any) -> None:
+        """A request came with this LoRARequest: vLLM has, or will have, that folder's adapter under its number and its
+        name."""
         folder = asked.lora_path
         known = {self._folders.setdefault(key, folder) for key in (asked.lora_int_id, asked.lora_name)} | {folder}
         if len(known) > 1 or asked.load_inplace or getattr(asked, "tensorizer_config_dict", None):
             self._mixed |= known
+
+    def digest(self, asked: Any) -> str | None:
+        """Of the adapter that a LoRARequest names, which was noted; None while it isn't known, or where there is
+        none."""
+        folder = asked.lora_path
         if self._why_not is not None:
             self._refuse("", self._why_not)
             return None

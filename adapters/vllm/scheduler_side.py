@@ -8,7 +8,8 @@ for others to take.
 """
 
 import logging
-from collections.abc import Callable
+import time
+from collections.abc import Callable, Iterable
 from concurrent.futures import Future, wait
 from dataclasses import dataclass, field
 from typing import Any
@@ -27,7 +28,9 @@ from kvlingua.common.identity.namespace import Namespace
 from kvlingua.common.metrics import refused
 from kvlingua.common.prefix import reusable_tokens
 
-LOOKUP_WAIT_S = 0.005  # before vLLM is told to ask again at its next step: what a store that is well takes
+# So long in all a step of the scheduler's waits for answers to its lookups, before vLLM is told to ask again at its next
+# step: what a store that is well takes.
+LOOKUP_WAIT_S = 0.005
 
 
 @dataclass
@@ -59,7 +62,9 @@ class SchedulerSide:
         self._page = page
         self._requests: dict[str, Tracked] = {}
         self._loads: list[LoadOrder] = []
+        self._held: dict[str, Any] = {}  # requests that are over, whose blocks vLLM keeps for our copies
         self._forwards = 0
+        self._patience = LOOKUP_WAIT_S  # what is left of it in this step
 
     def matched(self, request: Any, computed: int) -> int | None:
         """How many tokens after the first `computed` can be loaded for this request; None: ask again. No side effects
@@ -74,6 +79,7 @@ class SchedulerSide:
 
     def orders(self, scheduled: Any) -> StepOrders:
         """What the workers are to do in the step that this SchedulerOutput describes."""
+        self._patience = LOOKUP_WAIT_S
         loads, self._loads = tuple(self._loads), []
         self._forwards += scheduled.total_num_scheduled_tokens > 0
         namespace = self._switch.namespace
@@ -107,9 +113,24 @@ class SchedulerSide:
         twice, for the copies and for a load into the request's new blocks.
         """
         tracked = self._requests.pop(request_id, None)
-        return tracked is not None and tracked.copied_from == tracked.request.num_preemptions
+        if tracked is None or tracked.copied_from != tracked.request.num_preemptions:
+            return False
+        self._held[request_id] = tracked.request
+        return True
+
+    def copied(self, request_ids: Iterable[str]) -> None:
+        """vLLM was told that nothing is copied any more of these requests, which are over."""
+        for request_id in request_ids:
+            self._held.pop(request_id, None)
+
+    def free_held(self, kv_cache_manager: Any) -> None:
+        """Give vLLM the blocks that it keeps for our copies, of which there are no more. It frees none twice."""
+        for request_id in list(self._held):
+            kv_cache_manager.free(self._held.pop(request_id))
 
     def _matched(self, request: Any, computed: int) -> int | None:
+        if request.lora_request is not None:
+            self._adapters.note(request.lora_request)  # also while there is no cache
         namespace = self._switch.namespace
         if namespace is None:
             return 0
@@ -127,7 +148,9 @@ class SchedulerSide:
                 tokens = tracked.request.all_token_ids[: tracked.prompt]
                 digests = self._digests(tracked, tracked.prompt)
                 tracked.asked = self._cache.submit_lookup(namespace, tokens, seed=tracked.seed, digests=digests)
-                wait([tracked.asked], LOOKUP_WAIT_S)
+                began = time.monotonic()
+                wait([tracked.asked], max(0.0, self._patience))
+                self._patience -= time.monotonic() - began
             if not tracked.asked.done():
                 return None
             tracked.loads = False  # unless the lookup has succeeded: one that raises isn't tried again for this request

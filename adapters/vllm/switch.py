@@ -2,7 +2,7 @@
 identified; after vLLM was told to forget its prefixes not before all workers have proved that their weights are still
 the same."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from kvlingua.adapters.vllm.metadata import WorkerReady
@@ -55,10 +55,20 @@ class Switch:
             self._activation.start(str(layouts.pop()), self._page)
         return True
 
-    def watch(self, kv_cache_manager: Any) -> bool:
-        """Every reset of vLLM's prefix cache gives its block pool a new table of hashes, so a reset is noticed by
-        that. True, if nothing is raised."""
-        pool = kv_cache_manager.block_pool
+    def watch(self, kv_cache_manager: Any, let_go: Callable[[], object]) -> bool:
+        """Notice every reset of vLLM's prefix cache: by the new table of hashes that it gives its block pool, and by
+        the call, since vLLM refuses a reset while blocks are in use. `let_go` is called before, and doesn't raise: it
+        gives up the blocks that are in use on our behalf alone. True, if nothing is raised."""
+        pool, original = kv_cache_manager.block_pool, kv_cache_manager.reset_prefix_cache
+
+        def reset_prefix_cache() -> Any:
+            let_go()
+            try:
+                return original()
+            finally:
+                self.reset()
+
+        kv_cache_manager.reset_prefix_cache = reset_prefix_cache
         self._hashes = pool.cached_block_hash_to_block
         self._pool = pool
         return True

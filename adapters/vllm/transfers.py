@@ -1,9 +1,12 @@
 """Loads and stores that are under way in this worker, by request, until vLLM may be told that they are over."""
 
+import time
 from collections.abc import Collection
 
 from kvlingua.common.cache import LoadHandle, StoreHandle
 from kvlingua.common.guard import Guard
+
+HOLD_S = 1.0  # a store that is well takes milliseconds
 
 
 class Loads:
@@ -54,11 +57,12 @@ class Loads:
 
 
 class Stores:
-    """Blocks that are being copied out of. vLLM keeps the blocks of a request that is over until it is told."""
+    """Blocks that are being copied out of. vLLM keeps the blocks of a request that is over until it is told, which is
+    soon: what isn't being copied `HOLD_S` after its end isn't stored."""
 
     def __init__(self) -> None:
         self._handles: dict[str, list[StoreHandle]] = {}
-        self._finished: set[str] = set()
+        self._finished: dict[str, float] = {}  # since when
 
     def expect(self, request_id: str) -> None:
         """A store was ordered: from now on vLLM waits to be told, whatever becomes of it."""
@@ -82,16 +86,22 @@ class Stores:
         self.stop(request_ids)
         for request_id in self._handles.keys() & request_ids:
             del self._handles[request_id]
-        self._finished.difference_update(request_ids)
+            self._finished.pop(request_id, None)
 
     def stop_all(self) -> None:
         self.stop(list(self._handles))
 
     def over(self, finished: Collection[str]) -> set[str]:
         """Requests that have ended, in this step (`finished`) or before, and that nothing is copied of any more."""
-        self._finished |= self._handles.keys() & finished
-        over = {one for one in self._finished if all(handle.copied.is_set() for handle in self._handles[one])}
-        for request_id in over:
-            del self._handles[request_id]
-        self._finished -= over
+        now = time.monotonic()
+        for request_id in self._handles.keys() & finished:
+            self._finished.setdefault(request_id, now)
+        over = set()
+        for request_id, since in list(self._finished.items()):
+            if now - since > HOLD_S:
+                for handle in self._handles[request_id]:
+                    handle.cancel()
+            if all(handle.copied.is_set() for handle in self._handles[request_id]):
+                del self._handles[request_id], self._finished[request_id]
+                over.add(request_id)
         return over

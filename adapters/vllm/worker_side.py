@@ -151,6 +151,10 @@ class WorkerSide:
         del self._proved[: len(proved)]  # not what the other thread adds meanwhile
         return StepResult(failed, self._off, proved) if failed or self._off or proved else None
 
+    def stop_copies(self) -> None:
+        """Nothing is copied out of vLLM's blocks any more when this returns; what wasn't begun isn't stored."""
+        self._stores.stop_all()
+
     def close(self) -> None:
         """Nothing reads or writes the KV cache's memory any more."""
         self._pool = self._weights = None

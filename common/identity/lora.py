@@ -7,11 +7,14 @@ from pathlib import Path
 
 from kvlingua.common import log
 from kvlingua.common.cpu_clock import ClockedThread
-from kvlingua.common.errors import KVLinguaError, UnsupportedError
+from kvlingua.common.deadline import DeadlineWorker
+from kvlingua.common.errors import KVLinguaError, StoreTimeout, UnsupportedError
 from kvlingua.common.identity.lora_folder import CONFIG, WEIGHTS, adapter_digest
 from kvlingua.common.identity.namespace import Namespace
 from kvlingua.common.identity.process_start import process_start_ns
 from kvlingua.common.identity.unchanged import check_paths
+
+CHECK_S = 0.5
 
 
 @lru_cache(maxsize=64)
@@ -30,17 +33,21 @@ class AdapterDigests:
     def __init__(self) -> None:
         self._lock = threading.Lock()
         self._found: dict[str, str | KVLinguaError | None] = {}
+        self._checks = DeadlineWorker("kvlingua-adapter-check", {})
 
     def get(self, folder: str) -> str | KVLinguaError | None:
-        """The digest; None as long as it isn't known; or why there is none, for good. Doesn't wait."""
+        """The digest; None as long as it isn't known; or why there is none, for good. Waits for its file system for
+        CHECK_S at most."""
         with self._lock:
             if folder not in self._found:
-                self._found[folder] = None
                 ClockedThread(lambda: self._run(folder), "kvlingua-adapter").start()
+                self._found.setdefault(folder, None)
             found = self._found[folder]
         if isinstance(found, str):
             try:
-                _check(folder)
+                self._checks.call("adapter's check", lambda: _check(folder), CHECK_S)
+            except StoreTimeout:
+                return None
             except KVLinguaError as error:
                 found = self._found[folder] = error
         return found

@@ -27,7 +27,7 @@ ANSWER_SECONDS = 120.0
 EXIT_SECONDS = 30.0
 # Said when the fingerprint is known, or never will be. An engine whose logging has a form of its own says it in that.
 SWITCH = re.compile(r"kvlingua: ?(?:\w+: )?(?:(?P<on>on: \w+, namespace (?P<namespace>[0-9a-f]+), )|off: )")
-SWITCH_SECONDS = 30.0
+SWITCH_SECONDS = 120.0
 
 
 class DriverError(Exception):
@@ -65,6 +65,7 @@ class Driver:
         self.metrics_dir.mkdir(parents=True, exist_ok=True)
         self._settings = {
             "KVLINGUA_METRICS_DIR": str(self.metrics_dir),
+            "KVLINGUA_LOOKUP_TIMEOUT_S": "10",  # a busy machine's slow moment is no miss
             **({"KVLINGUA_URL": url} if url else {}),
             **(settings or {}),
         }

@@ -75,8 +75,8 @@ class SGLang:
             return bool(loop.run_until_complete(manager.update_weights_from_disk(update, None))[0])
         if method == "abort_after":  # steps: tokens that it has by then
             given_up = Ask(arguments["prompt"], 64, options={"abort_when": [0, arguments["steps"]]})
-            loop.run_until_complete(self._together([given_up]))
-            return None
+            (answer,) = loop.run_until_complete(self._together([given_up]))
+            return len(answer.tokens) < given_up.max_tokens
         known = "abort_after, flush_cache, open_session, update_weights_from_disk"
         raise LookupError(f"no method {method!r}; there are {known}")
 

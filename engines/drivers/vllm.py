@@ -85,15 +85,14 @@ class Vllm:
         if method == "metric":
             return sum(metric.value for metric in self._llm.get_metrics() if metric.name == arguments["name"])
         if method == "abort_after":
-            self._abort_after(**arguments)
-            return None
+            return self._abort_after(**arguments)
         raise LookupError(f"no method {method!r}; there are reset_prefix_cache, collective_rpc, metric, abort_after")
 
     def close(self) -> None:
         self._llm.llm_engine.engine_core.shutdown()
 
-    def _abort_after(self, prompt: Sequence[int], steps: int) -> None:
-        """Hand in a prompt and give it up after that many steps of the engine."""
+    def _abort_after(self, prompt: Sequence[int], steps: int) -> bool:
+        """Hand in a prompt and give it up after that many steps of the engine. Whether it hadn't ended by then."""
         from vllm import SamplingParams
 
         engine = self._llm.llm_engine
@@ -101,7 +100,9 @@ class Vllm:
         request = engine.add_request(f"aborted-{time.monotonic_ns()}", {"prompt_token_ids": list(prompt)}, sampling)
         for _ in range(steps):
             engine.step()
+        unfinished = bool(engine.has_unfinished_requests())
         engine.abort_request([request], internal=True)
+        return unfinished
 
     def _prompt(self, ask: Ask) -> dict[str, Any]:
         if "embeds" in ask.options:

@@ -179,6 +179,29 @@ def test_a_hanging_store_fails_all_loads_in_time(cache: KVCache) -> None:
 
 
 @pytest.mark.usefixtures("one_by_one")
+def test_time_runs_from_the_submission_on(cache: KVCache) -> None:
+    """A slow store: what comes late in the queue isn't begun when its time is over."""
+    hit, targets = cache.lookup(namespace(), TOKENS), [Cache(namespace(), 96) for _ in range(20)]
+    store, reads = cache._in_this_process().store, []
+    read = store.get_many
+
+    def slow(wanted: Sequence[Read]) -> list[int | None]:
+        reads.append(time.monotonic())
+        time.sleep(0.2)
+        return read(wanted)
+
+    store.get_many = slow  # type: ignore[method-assign]
+    handles = [cache.submit_load(hit, target.view(), 0, 96) for target in targets]
+    submitted = time.monotonic()
+    for handle in handles:
+        assert handle.wait(20)
+    assert isinstance(handles[-1].error, StoreTimeout)
+    assert reads[-1] < submitted + 0.5
+    until(lambda: not cache._in_this_process().loads.hanging)
+    assert targets[-1].untouched()
+
+
+@pytest.mark.usefixtures("one_by_one")
 def test_loads_left_at_the_end_are_cancelled(root: Path) -> None:
     cache = KVCache.open(Config(url=f"file://{root}", load_timeout_s=30))
     hit = cache.lookup(namespace(), TOKENS)

@@ -45,8 +45,8 @@ class Driven:
         while self._forget is not None and not self.driver.call(self._forget):
             assert time.monotonic() < end, f"{self._forget} is refused"  # a request that was given up may still end
 
-    def cancel(self, prompt: Prompt, steps: int) -> None:
-        self.driver.call("abort_after", prompt=prompt.tokens, steps=steps)
+    def cancel(self, prompt: Prompt, steps: int) -> bool:
+        return bool(self.driver.call("abort_after", prompt=prompt.tokens, steps=steps))
 
     def metric(self, name: str, **labels: str) -> float:
         return self.driver.metric(name, **labels)

@@ -21,7 +21,7 @@ from engines.progress import say
 from engines.recipe import Recipe
 from tests.soak.clients import Clients
 from tests.soak.conversations import make_conversations
-from tests.soak.report import Report
+from tests.soak.report import DEFECT, Report
 from tests.soak.server import Server
 from tests.soak.trouble import Corrupter, Killer
 from tests.soak.watch import Watch
@@ -94,13 +94,14 @@ def soak(folder: Path, minutes: float, seed: int, control: bool = False) -> Repo
         return Report(
             seed,
             minutes,
+            list(SERVERS),
             {engine: Recipe.named(engine).version for engine in sorted(set(SERVERS.values()))},
             counts(servers, clients, corrupter, killer, watch),
             MAX_BYTES,
             watch.trends(),
             watch.samples(),
-            [*errors, *killer.failed, *clients.wrong],
-            [f"{server.name}: {line}" for server in servers for line in server.warnings()][:200],
+            [*errors, *killer.failed, *clients.wrong, *namespaces(store)],
+            warnings(servers),
         )
     finally:
         for server in servers:
@@ -126,6 +127,21 @@ def check_alive(servers: Sequence[Server], errors: list[str]) -> None:
             errors.append(f"{server.name} ended by itself\n{server.tail()}")
 
 
+def namespaces(store: Path) -> list[str]:
+    """What is wrong unless all servers share one."""
+    folders = sorted({path.parent.name for path in store.glob("*/*.safetensors")})
+    return [] if len(folders) == 1 else [f"the servers used {len(folders)} namespaces: {', '.join(folders)}"]
+
+
+def warnings(servers: Sequence[Server]) -> list[str]:
+    """The first of each server, defects before all others."""
+    found = []
+    for server in servers:
+        lines = sorted(server.warnings(), key=lambda line: DEFECT not in line)
+        found += [f"{server.name}: {line}" for line in lines[:70]]
+    return found
+
+
 def counts(
     servers: Sequence[Server], clients: Clients, corrupter: Corrupter, killer: Killer, watch: Watch
 ) -> dict[str, float]:
@@ -141,6 +157,7 @@ def counts(
         "stuck": clients.stuck,
         "kills": killer.kills,
         "hits": metric("kvlingua_hits_total"),
+        **{f"hits_{server.name}": server.metric("kvlingua_hits_total") for server in servers},
         "reused_tokens": metric("kvlingua_tokens_reused_total"),
         "stored_tokens": metric("kvlingua_tokens_stored_total"),
         "corruptions": sum(corrupter.counts.values()),

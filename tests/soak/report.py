@@ -11,18 +11,20 @@ from tests.soak.watch import DESCRIPTORS, Trend
 
 @dataclass(frozen=True)
 class Report:
-    """`counts`: what happened, by name. `trends`: of every life of a server that was long enough; `samples`: what they
-    were made of, [seconds, MiB, descriptors] by "server, life". `errors`: what went wrong, described."""
+    """`counts`: what happened, by name. `servers`: their names. `trends`: of every life of a server that was long
+    enough; `samples`: what they were made of, [seconds, MiB, descriptors] by "server, life". `errors`: what went wrong,
+    described."""
 
     seed: int
     minutes: float
+    servers: Sequence[str]
     engines: dict[str, str]
     counts: dict[str, float]
     max_bytes: int
     trends: Sequence[Trend]
     samples: Mapping[str, Sequence[tuple[float, ...]]] = field(default_factory=dict)
     errors: Sequence[str] = ()
-    warnings: Sequence[str] = field(default=())
+    warnings: Sequence[str] = ()
 
     def violations(self) -> list[str]:
         """One sentence each; none: the soak is passed."""
@@ -33,9 +35,12 @@ class Report:
                 found.append(f"{counts[name]:.0f} requests {name}")
         if counts["max_disk"] > self.max_bytes:
             found.append(f"the store took {counts['max_disk']:.0f} bytes, its cap is {self.max_bytes}")
-        found += [f"{name} is 0, so the soak shows nothing of it" for name in MUST_HAPPEN if not counts[name]]
-        if self.minutes >= JUDGED_MINUTES and not self.trends:
-            found.append("no server lived long enough for its memory to be judged")
+        must = [*MUST_HAPPEN, *(f"hits_{server}" for server in self.servers)]
+        found += [f"{name} is 0, so the soak shows nothing of it" for name in must if not counts[name]]
+        found += [line for line in self.warnings if DEFECT in line]
+        for server in self.servers if self.minutes >= JUDGED_MINUTES else ():
+            if server not in {trend.server for trend in self.trends}:
+                found.append(f"{server} didn't live long enough for its memory to be judged")
         for trend in self.trends:
             if not trend.flat:
                 found.append(
@@ -67,5 +72,6 @@ class Report:
         file.write_text(json.dumps(values, indent=1) + "\n")
 
 
+DEFECT = "this is a defect of kvlingua"  # the guard's words for what it has kept from an engine
 JUDGED_MINUTES = 10  # in a shorter soak servers may not live long enough
 MUST_HAPPEN = ("answers", "hits", "reused_tokens", "aborts", "kills", "corruptions", "corrupt_refused", "evictions")

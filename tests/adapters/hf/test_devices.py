@@ -64,6 +64,20 @@ def test_the_newer_switch(
     check_runs_as_described(model)
 
 
+@pytest.mark.skipif(not hasattr(torch.backends, "fp32_precision"), reason="this torch has no such switch for CPUs")
+@pytest.mark.parametrize("precision", ["high", "medium"])
+def test_products_of_fewer_bits_on_a_cpu(model: LlamaForCausalLM, precision: str) -> None:
+    """Whether this very CPU would do it or not: the switch counts."""
+    before = torch.get_float32_matmul_precision()
+    torch.set_float32_matmul_precision(precision)
+    try:
+        with pytest.raises(UnsupportedError, match="highest"):
+            check_runs_as_described(model)
+    finally:
+        torch.set_float32_matmul_precision(before)
+    check_runs_as_described(model)
+
+
 @pytest.mark.usefixtures("tf32")
 def test_tf32_matters_on_a_gpu_only(model: LlamaForCausalLM, monkeypatch: pytest.MonkeyPatch) -> None:
     check_runs_as_described(model)

@@ -13,6 +13,7 @@ from typing import Any
 
 import torch
 from vllm import PoolingParams, SamplingParams
+from vllm.distributed.kv_transfer import kv_transfer_state
 from vllm.distributed.kv_transfer.kv_connector.v1.base import KVConnectorRole
 from vllm.engine.arg_utils import EngineArgs
 from vllm.lora.request import LoRARequest
@@ -192,7 +193,10 @@ def requests(folder: Path) -> dict[str, Any]:
     switch.workers_ready([WorkerReady("vllm_cpu_vec")])
     time.sleep(2.0)
     unwatched = switch.namespace is None
-    switch.watch(SimpleNamespace(block_pool=block_pool))
+    manager = SimpleNamespace(block_pool=block_pool, reset_prefix_cache=block_pool.reset_prefix_cache, freed=[])
+    manager.free = manager.freed.append
+    let_go: list[str] = []
+    switch.watch(manager, lambda: let_go.append("called"))
     while (namespace := switch.namespace) is None:
         time.sleep(0.05)
     fill(cache, namespace)
@@ -213,8 +217,15 @@ def requests(folder: Path) -> dict[str, Any]:
     side.allocated(SimpleNamespace(request_id="plain"), None, 64)  # blocks that aren't what vLLM gives
     (load,) = side.orders(step()).loads
     found["broken load"] = [load.request_id, load.hit]
+    side.free_held(manager)
+    side.free_held(manager)
+    found["freed"] = [request.request_id for request in manager.freed]
     block_pool.reset_prefix_cache()
     found["after a reset"] = switch.namespace
+    switch.proved([switch.unproved])
+    in_use = block_pool.get_new_blocks(1)
+    found["refused reset"] = [manager.reset_prefix_cache(), let_go, bool(switch.unproved)]
+    block_pool.free_blocks(in_use)
     return found
 
 
@@ -266,6 +277,12 @@ def connectors(folder: Path) -> dict[str, Any]:
     print("case: register", file=sys.stderr)
     scheduler, worker = made("SCHEDULER", kv_cache_config()), made("WORKER", kv_cache_config())
     worker.register_kv_caches({})
+    scheduler.set_xfer_handshake_metadata({0: worker.get_handshake_metadata()})
+    print("case: within another", file=sys.stderr)
+    scheduler, worker = made("SCHEDULER", kv_cache_config()), made("WORKER", kv_cache_config())
+    kv_transfer_state._KV_CONNECTOR_AGENT = object()  # as where a MultiConnector has made this one
+    worker.register_kv_caches({})
+    kv_transfer_state._KV_CONNECTOR_AGENT = None
     scheduler.set_xfer_handshake_metadata({0: worker.get_handshake_metadata()})
     print("case: end", file=sys.stderr)
     gone = []

@@ -18,5 +18,5 @@ def mend_layers(worker: Any) -> None:
 
 
 def write_weight(worker: Any, scale: float) -> None:
-    """Change one weight in a way that neither vLLM nor torch's counters see."""
-    worker.model_runner.model.model.norm.weight.data.mul_(scale)
+    """Change one weight, of which all KV depends, in a way that neither vLLM nor torch's counters see."""
+    worker.model_runner.model.model.layers[0].input_layernorm.weight.data.mul_(scale)

@@ -40,11 +40,13 @@ def test_blocks_that_are_not_understood(report: dict[str, Any]) -> None:
 def test_blocks_are_held_for_copies(report: dict[str, Any]) -> None:
     """Not those of a request that was preempted since, which vLLM has given away, nor where nothing is stored."""
     assert report["requests"]["held"] == [True, False, False]
+    assert report["requests"]["freed"] == ["salted"], "once"
 
 
 def test_no_cache_without_seeing_resets(report: dict[str, Any]) -> None:
     assert report["requests"]["unwatched"]
     assert report["requests"]["after a reset"] is None
+    assert report["requests"]["refused reset"] == [False, ["called"], True], "one that vLLM refuses counts, too"
 
 
 def test_settings_that_are_refused(report: dict[str, Any]) -> None:
@@ -75,6 +77,7 @@ def test_only_models_of_vllms_own(report: dict[str, Any]) -> None:
         ("unwatched", "a reset of vLLM's prefix cache would go unnoticed"),
         ("worker", "an unexpected error at start"),
         ("register", "KV cache layers [] aren't numbered"),
+        ("within another", "within another connector it was never run"),
     ],
 )
 def test_whatever_fails_at_start_is_said_once(report: dict[str, Any], case: str, line: str) -> None:
