@@ -67,8 +67,9 @@ class Waiting:
                 memo.begins = []
         if not asked:
             return aside
-        if idle and len(asked) + len(aside) == len(queue):
-            _wait(asked[0][1])
+        loading = [memo for _, memo in asked if memo.stage is Stage.LOADING]
+        if idle and (loading or len(asked) + len(aside) == len(queue)):  # another may wait for memory that a load holds
+            _wait(loading[0] if loading else asked[0][1])
         agreed = link.ranks.agree([link.said(memo) for _, memo in asked])
         for (request, memo), least in zip(asked, agreed, strict=True):
             self._decided(memo, least)

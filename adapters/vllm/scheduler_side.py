@@ -28,8 +28,8 @@ from kvlingua.common.identity.namespace import Namespace
 from kvlingua.common.metrics import refused
 from kvlingua.common.prefix import reusable_tokens
 
-# So long in all a step of the scheduler's waits for answers to its lookups, before vLLM is told to ask again at its next
-# step: what a store that is well takes.
+# So long in all a step of the scheduler's waits for answers to its lookups, before vLLM is told to ask again at the
+# next: what a store that is well takes.
 LOOKUP_WAIT_S = 0.005
 
 
