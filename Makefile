@@ -99,7 +99,7 @@ test: check engines site ## make check, half a minute of fuzzing under sanitizer
 	$(if $(shell command -v $(CXX)),$(PY) -m tests.native.check fuzz --seconds 30,@echo "no C++ compiler: nothing to fuzz")
 	$(PY) -m tests.native.kernels
 	$(PYTEST) -m 'not engine'
-	$(PYTEST) -m engine
+	$(PYTEST) --numprocesses 3 -m engine
 
 test-fast: check ## make check and the tests that start no engine
 	$(PYTEST) -m 'not engine'

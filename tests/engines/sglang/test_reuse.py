@@ -1,9 +1,9 @@
 """From page to page: what SGLang stores at page 1, page 64 reuses and adds to, and page 16 reuses: beside its own
-prefix cache, in prefills of chunks, with little room, under salts. The tokens are those of SGLang without the flag."""
+prefix cache, in prefills of chunks, with little room, under salts. The tokens are transformers'."""
 
 import shutil
 from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -11,6 +11,7 @@ import pytest
 from engines.drivers.driver import Driver
 from engines.drivers.protocol import Ask, Reply
 from kvlingua.common.identity.chain import chain_digests, request_seed
+from tests.engines.reference import answer, answers
 from tests.engines.sglang.conftest import Launcher
 from tests.engines.texts import CHUNK, chunks, length, objects_of, taken, text, whole
 from tests.spoil import flip_byte, negate_v
@@ -26,36 +27,26 @@ CHUNKED = {"chunked_prefill_size": 128}
 CROWDED = {"max_running_requests": 2, "max_total_tokens": 1600, **CHUNKED}
 
 
-@dataclass(frozen=True)
-class Stored:
-    folder: Path
-    cold: dict[tuple[tuple[int, ...], int], list[int]]
-
-    def right(self, reply: Reply, *asks: Ask) -> bool:
-        """Whether these are the tokens of the engine without kvlingua."""
-        return [answer.tokens for answer in reply.answers] == [self.cold[tuple(a.prompt), a.max_tokens] for a in asks]
+def right(reply: Reply, *asks: Ask) -> bool:
+    """Whether these are the tokens that are right."""
+    return [answer.tokens for answer in reply.answers] == answers(*asks)
 
 
 @pytest.fixture(scope="module")
-def stored(launch: Launcher, tmp_path_factory: pytest.TempPathFactory) -> Stored:
-    """A store filled at pages 1 and 64, and the answers of an engine that knows nothing of kvlingua."""
+def stored(launch: Launcher, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A store filled at pages 1 and 64."""
     folder = tmp_path_factory.mktemp("stored") / "store"
-    with launch() as driver:
-        asks = [*BY_1, *BY_64, NEGATED, FLIPPED, CUT, EXACT, UNSEEN]
-        cold = {(tuple(ask.prompt), ask.max_tokens): driver.generate(ask).answers[0].tokens for ask in asks}
-        assert "impl=UnifiedRadixCache" in driver.log_text(), "SGLang's own"
-    result = Stored(folder, cold)
     spoiled = [NEGATED, FLIPPED, CUT]
     with launch(folder, page=1, engine=CHUNKED) as driver:
-        assert result.right(driver.generate(*BY_1, *spoiled), *BY_1, *spoiled)
+        assert right(driver.generate(*BY_1, *spoiled), *BY_1, *spoiled)
         driver.wait_objects(chunks(*BY_1, *spoiled))
         assert driver.call("flush_cache")
         reply = driver.generate(EXACT)
-        assert result.right(reply, EXACT)
+        assert right(reply, EXACT)
         assert (reply.reused, reply.local, reply.computed) == (2 * CHUNK - 1, 0, 1), "one token is left to compute"
         assert driver.call("flush_cache")
         reply = driver.generate(*BY_1)
-        assert result.right(reply, *BY_1)
+        assert right(reply, *BY_1)
         assert reply.computed == length(*BY_1) - taken(1, *BY_1)
         assert reply.reused + reply.local == taken(1, *BY_1), "the first tokens, alike in all texts, are loaded once"
         assert reply.local < 16
@@ -65,21 +56,21 @@ def stored(launch: Launcher, tmp_path_factory: pytest.TempPathFactory) -> Stored
             driver.wait_objects(chunks(*BY_1, *spoiled) + (number + 1) * chunks(BY_1[0]))
     with launch(folder, page=64) as driver:
         reply = driver.generate(*BY_1)
-        assert result.right(reply, *BY_1)
+        assert right(reply, *BY_1)
         assert (reply.reused, reply.computed) == (taken(64, *BY_1), length(*BY_1) - taken(64, *BY_1))
-        assert result.right(driver.generate(*BY_64), *BY_64)
+        assert right(driver.generate(*BY_64), *BY_64)
         everything = whole(*BY_1, *spoiled, *BY_64) + len(SALTS) * whole(BY_1[0])
         driver.wait_objects(everything)
     assert driver.objects() == everything, "whole chunks of prompts and what was generated, each once"
-    return result
+    return folder
 
 
 @pytest.fixture(scope="module")
-def driver(launch: Launcher, stored: Stored) -> Iterator[Driver]:
+def driver(launch: Launcher, stored: Path) -> Iterator[Driver]:
     """Page 16 on a copy of the store, in which three documents are spoiled."""
-    folder = stored.folder.with_name("copy")
-    shutil.copytree(stored.folder, folder)
-    apart = stored.folder.with_name("apart")
+    folder = stored.with_name("copy")
+    shutil.copytree(stored, folder)
+    apart = stored.with_name("apart")
     for path in objects_of(folder, NEGATED):
         (apart / path.parent.name).mkdir(parents=True, exist_ok=True)
         path.rename(apart / path.parent.name / path.name)
@@ -106,46 +97,46 @@ def settle(driver: Driver) -> None:
     assert driver.metric_reaches("kvlingua_refusals_total", counted + 1, reason="embedding_overrides")
 
 
-def test_pages_of_1_and_64_are_read_at_16(driver: Driver, stored: Stored) -> None:
+def test_pages_of_1_and_64_are_read_at_16(driver: Driver) -> None:
     for ask in (*BY_1, *BY_64):
         reply = driver.generate(ask)
-        assert stored.right(reply, ask)
+        assert right(reply, ask)
         assert (reply.reused, reply.local) == (taken(16, ask), 0)
         assert reply.computed == length(ask) - taken(16, ask)
 
 
-def test_together_in_chunks_and_with_little_room(driver: Driver, stored: Stored) -> None:
+def test_together_in_chunks_and_with_little_room(driver: Driver, stored: Path) -> None:
     asks = [*BY_1, *BY_64, *BY_1]
     reply = driver.generate(*asks)
-    assert stored.right(reply, *asks)
+    assert right(reply, *asks)
     assert reply.reused + reply.local + reply.computed == length(*asks)
     assert reply.reused > taken(16, *BY_1), "what the prefix cache let go of is loaded again"
     assert reply.computed == length(*asks) - taken(16, *asks), "nothing that is stored is computed"
 
 
-def test_beside_the_own_prefix_cache(driver: Driver, stored: Stored) -> None:
+def test_beside_the_own_prefix_cache(driver: Driver) -> None:
     head = replace(BY_1[0], prompt=BY_1[0].prompt[:200])
     assert driver.generate(head).reused == 192
     reply = driver.generate(BY_1[0])
-    assert stored.right(reply, BY_1[0])
+    assert right(reply, BY_1[0])
     assert (reply.local, reply.reused) == (192, taken(16, BY_1[0]) - 192)
     again = driver.generate(BY_1[0])
-    assert stored.right(again, BY_1[0])
+    assert right(again, BY_1[0])
     assert again.reused == 0
     assert again.local >= taken(16, BY_1[0])
 
 
-def test_the_stored_values_are_what_is_used(driver: Driver, stored: Stored) -> None:
+def test_the_stored_values_are_what_is_used(driver: Driver, stored: Path) -> None:
     reply = driver.generate(NEGATED)
     assert reply.reused == taken(16, NEGATED)
-    assert not stored.right(reply, NEGATED), "V of the other sign changes nothing, so it isn't used"
+    assert not right(reply, NEGATED), "V of the other sign changes nothing, so it isn't used"
 
 
-def test_damage_is_noticed_after_the_promise(driver: Driver, stored: Stored) -> None:
+def test_damage_is_noticed_after_the_promise(driver: Driver, stored: Path) -> None:
     failed = driver.metric("kvlingua_refusals_total", adapter="sglang")
     for ask in (FLIPPED, CUT):
         reply = driver.generate(ask)
-        assert stored.right(reply, ask)
+        assert right(reply, ask)
         assert (reply.reused, reply.local, reply.computed) == (0, 0, length(ask)), "recomputed from the start"
     assert driver.metric_reaches("kvlingua_refusals_total", failed + 2, adapter="sglang")
     assert driver.metric_reaches("kvlingua_corrupt_objects_total", 1 + chunks(CUT))
@@ -153,24 +144,24 @@ def test_damage_is_noticed_after_the_promise(driver: Driver, stored: Stored) -> 
     assert driver.metric_reaches("kvlingua_tokens_stored_total", CHUNK * (1 + chunks(CUT))), "it is stored anew"
     assert driver.call("flush_cache")
     reply = driver.generate(FLIPPED, CUT)
-    assert stored.right(reply, FLIPPED, CUT)
+    assert right(reply, FLIPPED, CUT)
     assert reply.reused == taken(16, FLIPPED, CUT)
 
 
-def test_salts_hit_their_own(driver: Driver, stored: Stored) -> None:
+def test_salts_hit_their_own(driver: Driver, stored: Path) -> None:
     for salt in SALTS:
         reply = driver.generate(replace(BY_1[0], **salt))
-        assert stored.right(reply, BY_1[0])
+        assert right(reply, BY_1[0])
         assert (reply.reused, reply.local) == (taken(16, BY_1[0]), 0)
-        names = {path.name.partition("-")[0] for path in stored.folder.rglob("*.safetensors")}
+        names = {path.name.partition("-")[0] for path in stored.rglob("*.safetensors")}
         seed = request_seed(salt.get("extra_key"), salt.get("cache_salt"))
         assert names.issuperset(digest.hex() for digest in chain_digests(BY_1[0].prompt, CHUNK, seed))
     reply = driver.generate(replace(BY_1[0], cache_salt="green"))
-    assert stored.right(reply, BY_1[0])
+    assert right(reply, BY_1[0])
     assert (reply.reused, reply.local) == (0, 0)
 
 
-def test_nothing_is_loaded_for_a_request_that_is_never_admitted(driver: Driver, stored: Stored) -> None:
+def test_nothing_is_loaded_for_a_request_that_is_never_admitted(driver: Driver) -> None:
     """One request is promised nearly all slots; the other, of which the store has most, waits, and is given up when
     the first, which outlives it, has taken some steps."""
     runs = replace(UNSEEN, max_tokens=1000, options={"abort_when": [1, 1]})
@@ -178,7 +169,7 @@ def test_nothing_is_loaded_for_a_request_that_is_never_admitted(driver: Driver, 
     settle(driver)
     hits, reads = driver.metric("kvlingua_hits_total"), driver.metric("kvlingua_bytes_total", direction="read")
     running, waiting = (answer.tokens for answer in driver.generate(runs, waits).answers)
-    cold = stored.cold[tuple(UNSEEN.prompt), UNSEEN.max_tokens]
+    cold = answer(UNSEEN)
     assert running[: len(cold)] == cold[: len(running)]
     assert len(running) >= 30
     assert waiting == []
@@ -187,5 +178,5 @@ def test_nothing_is_loaded_for_a_request_that_is_never_admitted(driver: Driver, 
     assert driver.metric("kvlingua_bytes_total", direction="read") == reads
     assert driver.call("flush_cache")
     reply = driver.generate(BY_1[1])
-    assert stored.right(reply, BY_1[1])
+    assert right(reply, BY_1[1])
     assert reply.reused == taken(16, BY_1[1])

@@ -10,6 +10,7 @@ import pytest
 from engines.drivers.driver import Driver
 from engines.drivers.protocol import Ask
 from kvlingua.common.prefix import reusable_tokens
+from tests.engines.reference import answer, answers
 from tests.engines.sglang.conftest import Launcher
 from tests.engines.texts import CHUNK, chunks, length, objects_of, taken, text, whole
 from tests.hanging import HangingFolder, hanging_folder, needs_root, why_not
@@ -17,8 +18,8 @@ from tests.hanging import HangingFolder, hanging_folder, needs_root, why_not
 PAGE = 16
 RUNS, LATER = text(130, max_tokens=150), text(131)
 STORED = [text(seed, tokens=450) for seed in range(132, 136)]
-CHAT = text(140, tokens=300, max_tokens=200)
-GREEDY = [text(seed, tokens=200, max_tokens=300) for seed in range(150, 154)]
+CHAT = text(141, tokens=300, max_tokens=200)
+GREEDY = [text(seed, tokens=200, max_tokens=300) for seed in (150, 151, 152, 154)]
 CROWDED = {"max_total_tokens": 1600, "chunked_prefill_size": 128}
 # SGLang's own switch for tests: every so many steps it takes back requests that run. A loaded machine asks slowly.
 SETTINGS = {
@@ -30,9 +31,9 @@ SETTINGS = {
 STALL_S = 100
 
 
-def next_turn(said: list[int]) -> Ask:
+def next_turn() -> Ask:
     """The chat so far, and a further question."""
-    return Ask([*CHAT.prompt, *said, *CHAT.prompt[-20:]])
+    return Ask([*CHAT.prompt, *answer(CHAT), *CHAT.prompt[-20:]])
 
 
 @dataclass(frozen=True)
@@ -40,40 +41,30 @@ class Running:
     driver: Driver
     store: Path
     hanging: HangingFolder | None
-    cold: dict[int, list[int]]
-    turn: Ask
-
-    def right(self, ask: Ask, tokens: list[int]) -> bool:
-        return tokens == self.cold[id(ask)][: len(tokens)]
 
 
 @pytest.fixture(scope="module")
 def running(launch: Launcher, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Running]:
-    with launch() as driver:
-        asks = [RUNS, LATER, *STORED, CHAT, *GREEDY]
-        cold = {id(ask): driver.generate(ask).answers[0].tokens for ask in asks}
-        turn = next_turn(cold[id(CHAT)])
-        cold[id(turn)] = driver.generate(turn).answers[0].tokens
     folder = tmp_path_factory.mktemp("waiting")
     if why_not() is not None:
         with launch(folder / "store", settings=SETTINGS, engine=CROWDED) as driver:
-            yield Running(driver, folder / "store", None, cold, turn)
+            yield Running(driver, folder / "store", None)
         return
     with hanging_folder(folder) as hanging:
         store = hanging.path / "store"
         with launch(store, settings=SETTINGS, engine=CROWDED) as driver:
-            yield Running(driver, store, hanging, cold, turn)
+            yield Running(driver, store, hanging)
 
 
 def test_what_was_generated_is_stored_too(running: Running) -> None:
-    driver, cold = running.driver, running.cold
-    assert driver.generate(CHAT).answers[0].tokens == cold[id(CHAT)]
+    driver, turn = running.driver, next_turn()
+    assert driver.generate(CHAT).answers[0].tokens == answer(CHAT)
     driver.wait_objects(whole(CHAT))
     assert whole(CHAT) > chunks(CHAT) + 2
     assert driver.call("flush_cache")
-    reply = driver.generate(running.turn)
-    assert reply.answers[0].tokens == cold[id(running.turn)]
-    assert (reply.reused, reply.local) == (reusable_tokens(whole(CHAT) * CHUNK, length(running.turn), PAGE), 0)
+    reply = driver.generate(turn)
+    assert reply.answers[0].tokens == answer(turn)
+    assert (reply.reused, reply.local) == (reusable_tokens(whole(CHAT) * CHUNK, length(turn), PAGE), 0)
 
 
 def test_retracted_requests_are_answered_as_ever(running: Running) -> None:
@@ -81,7 +72,7 @@ def test_retracted_requests_are_answered_as_ever(running: Running) -> None:
     for _ in range(2):  # the second time what the first one has stored is loaded, and taken back
         assert driver.call("flush_cache")
         reply = driver.generate(*GREEDY)
-        assert [answer.tokens for answer in reply.answers] == [running.cold[id(ask)] for ask in GREEDY]
+        assert [answer.tokens for answer in reply.answers] == answers(*GREEDY)
     assert "Testing retraction" in driver.log_text()
     assert reply.reused >= taken(PAGE, *GREEDY)
     assert driver.call("flush_cache"), "nothing is held any more"
@@ -100,16 +91,15 @@ def test_a_load_that_hangs_keeps_nobody_waiting(running: Running) -> None:
     waits = replace(STORED[0], options={"abort_when": [2, LATER.max_tokens]})
     reply = driver.generate(RUNS, waits, LATER)
     ran, waited, later = (answer.tokens for answer in reply.answers)
-    assert running.right(RUNS, ran)
-    assert len(ran) == RUNS.max_tokens
-    assert later == running.cold[id(LATER)]
+    assert ran == answer(RUNS)
+    assert later == answer(LATER)
     assert waited == [], "it waited until it was given up"
     assert reply.seconds < 120
     hanging.spoil()
     assert driver.call("flush_cache"), "nothing is held any more"
     for _ in range(30):
         reply = driver.generate(STORED[0])
-        assert reply.answers[0].tokens == running.cold[id(STORED[0])]
+        assert reply.answers[0].tokens == answer(STORED[0])
         if reply.reused:
             break
         assert driver.call("flush_cache")
@@ -122,6 +112,6 @@ def test_many_at_once_with_little_room(running: Running) -> None:
     for _ in range(2):
         assert driver.call("flush_cache")
         reply = driver.generate(*asks)
-        assert [answer.tokens for answer in reply.answers] == [running.cold[id(ask)] for ask in asks]
+        assert [answer.tokens for answer in reply.answers] == answers(*asks)
     assert reply.reused >= taken(PAGE, *STORED)
     assert driver.call("flush_cache")

@@ -1,17 +1,18 @@
 """vLLM on two tensor-parallel ranks, each of which holds half of the heads: what one rank alone has stored two of them
 reuse, and the other way round; and when one of the two can't load its heads, both compute. In float32, against the
-answers of an engine without kvlingua."""
+answers of transformers."""
 
 from pathlib import Path
 
 from engines.drivers.driver import Driver
 from engines.drivers.protocol import Ask, Reply
 from kvlingua.common.identity.chain import chain_digests
+from tests.engines.reference import answers
 from tests.engines.texts import CHUNK, chunks, length, objects_of, taken, text, whole
 from tests.engines.vllm.conftest import Launcher
 from tests.spoil import flip_byte, negate_v
 
-ONE, TWO, MISSING, FLIPPED, NEGATED = ALL = [text(seed) for seed in range(130, 135)]
+ONE, TWO, MISSING, FLIPPED, NEGATED = [text(seed) for seed in range(130, 135)]
 NO_LOCAL = {"enable_prefix_caching": False}
 RANKS = {"processes": True, "engine": {"tensor_parallel_size": 2, **NO_LOCAL}}
 
@@ -26,15 +27,13 @@ def of_heads(store: Path, ask: Ask, heads: str) -> list[Path]:
 
 def test_two_ranks(launch: Launcher, tmp_path: Path) -> None:
     store = tmp_path / "store"
-    with launch(engine=NO_LOCAL) as driver:
-        right = {id(ask): driver.generate(ask).answers[0].tokens for ask in ALL}
     with launch(store, page=64, engine=NO_LOCAL) as driver:
-        assert tokens(driver.generate(ONE)) == [right[id(ONE)]]
+        assert tokens(driver.generate(ONE)) == answers(ONE)
         driver.wait_objects(whole(ONE))
 
     def ask(driver: Driver, one: Ask, reused: int) -> None:
         reply = driver.generate(one)
-        assert tokens(reply) == [right[id(one)]]
+        assert tokens(reply) == answers(one)
         assert (reply.reused, reply.local, reply.computed) == (reused, 0, length(one) - reused)
 
     with launch(store, page=32, **RANKS) as driver:
@@ -60,10 +59,10 @@ def test_two_ranks(launch: Launcher, tmp_path: Path) -> None:
             assert negate_v(path) == 1
         reply = driver.generate(NEGATED)
         assert reply.reused == taken(32, NEGATED)
-        assert tokens(reply) != [right[id(NEGATED)]], "the stored values are what is used"
+        assert tokens(reply) != answers(NEGATED), "the stored values are what is used"
 
         together = [ONE, TWO, MISSING, FLIPPED]
-        assert tokens(driver.generate(*together, *together)) == [right[id(one)] for one in together] * 2
+        assert tokens(driver.generate(*together, *together)) == answers(*together) * 2
 
     assert len(objects_of(store, TWO)) == chunks(TWO)
     with launch(store, page=128, role="consumer", engine=NO_LOCAL) as driver:  # by two ranks, for one
