@@ -4,7 +4,7 @@
 """
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from pathlib import Path
 
 from kvlingua.adapters.conformance.damage import negate_values
@@ -44,11 +44,11 @@ def garbage(store_root: Path) -> int:
     return _change(store_root, replace)
 
 
-def negate_v(store_root: Path) -> int:
+def negate_v(store_root: Path, layers: Collection[int] | None = None) -> int:
     """`negate_values` for every object. Number of objects."""
     found = objects(store_root)
     for path in found:
-        negate_values(path)
+        negate_values(path, layers)
     return len(found)
 
 

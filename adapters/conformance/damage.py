@@ -1,6 +1,6 @@
 """Objects of a file:// store: which are a prompt's, and damage to them."""
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from pathlib import Path
 
 from kvlingua.common.container import parse_header
@@ -31,9 +31,10 @@ def truncate(path: Path) -> None:
     path.write_bytes(data[: len(data) // 2])
 
 
-def negate_values(path: Path) -> None:
-    """Every number of V (of latent attention: of the latents, of which V is made) gets the other sign, under checksums
-    that are valid: wrong by intent, so that an engine whose tokens stay the same doesn't use what it loads."""
+def negate_values(path: Path, layers: Collection[int] | None = None) -> None:
+    """Every number of V (of latent attention: of the latents, of which V is made), or of V of these layers of the
+    object's, gets the other sign, under checksums that are valid: wrong by intent, so that an engine whose tokens stay
+    the same doesn't use what it loads."""
     data = bytearray(path.read_bytes())
     parsed = parse_header(bytes(data), len(data))
     container, namespace = parsed.container, parsed.container.namespace
@@ -41,8 +42,12 @@ def negate_values(path: Path) -> None:
     for plane in namespace.geometry.planes:
         nbytes = namespace.geometry.elements(plane, container.extent, namespace.chunk_tokens) * plane.itemsize
         if plane.name in ("v", "latent"):
-            high = slice(start + plane.itemsize - 1, start + nbytes, plane.itemsize)  # little-endian: with the sign
-            data[high] = data[high].translate(_SIGN)
+            count = container.extent.heads * container.extent.layers
+            for number in range(count):  # [head, layer, ...]
+                if layers is None or number % container.extent.layers in layers:
+                    begin, end = (start + nbytes * edge // count for edge in (number, number + 1))
+                    high = slice(begin + plane.itemsize - 1, end, plane.itemsize)  # little-endian: with the sign
+                    data[high] = data[high].translate(_SIGN)
         start += nbytes
     view = memoryview(data)
     head, body = view[: container.header_bytes], view[container.header_bytes :]

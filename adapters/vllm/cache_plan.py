@@ -10,7 +10,7 @@ from kvlingua.common.identity.model import ModelDescription
 
 def windows_of(groups: list[Any]) -> list[int | None]:
     """The sliding window of each KV cache group, in tokens; None where attention is full."""
-    return [group.kv_cache_spec.sliding_window for group in groups]
+    return [getattr(group.kv_cache_spec, "sliding_window", None) for group in groups]
 
 
 def check_plan(description: ModelDescription, kv_cache_config: Any, block_size: int, ranks: int = 1) -> None:
@@ -19,9 +19,10 @@ def check_plan(description: ModelDescription, kv_cache_config: Any, block_size: 
     groups, layers = kv_cache_config.kv_cache_groups, description.geometry.layers
     for group in groups:
         _check_spec(description, group.kv_cache_spec, block_size, ranks)
-    if len(groups) > 1 and ranks > 1:
+    windowed = len(groups) > 1 or any(windows_of(groups))
+    if windowed and ranks > 1:
         raise UnsupportedError("parallel", "models with a sliding window aren't supported on several ranks yet")
-    if len(groups) > 1 and description.geometry.scales_per is not None:
+    if windowed and description.geometry.scales_per is not None:
         raise UnsupportedError("kv_dtype", "fp8 KV of models with a sliding window isn't supported yet: use auto")
     planned = sum(len(group.layer_names) for group in groups)
     if planned != layers:

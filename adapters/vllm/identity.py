@@ -7,7 +7,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from kvlingua.adapters.vllm.cache_plan import check_plan
+from kvlingua.adapters.vllm.cache_plan import check_plan, windows_of
 from kvlingua.adapters.vllm.versions import dtype_name, was_run
 from kvlingua.common.errors import UnsupportedError
 from kvlingua.common.identity.extents import ShardGrid
@@ -63,11 +63,8 @@ def refusals(config: Any, kv_cache_config: Any, version: str) -> Iterator[tuple[
             yield "parallel", f"{what} ({name}={getattr(parallel, name)}) isn't supported yet, tensor parallelism is"
     if parallel.tensor_parallel_size > 1 and not was_run("tensor parallelism", version):
         yield "parallel", f"tensor parallelism was never run with vLLM {version}: use the newest that is supported"
-    if len(kv_cache_config.kv_cache_groups) > 1 and not was_run("sliding windows", version):
-        yield (
-            "sliding_window",
-            f"sliding windows aren't supported yet: in vLLM {version} loads of them aren't proved right",
-        )
+    if any(windows_of(kv_cache_config.kv_cache_groups)) and not was_run("sliding windows", version):
+        yield "sliding_window", f"sliding windows were never run with vLLM {version}: use the newest that is supported"
     if model.runner_type != "generate":
         yield "pooling", f"models that don't generate (runner {model.runner_type}) have no use for stored KV"
     if model.is_encoder_decoder or model.is_attention_free or model.is_diffusion:

@@ -209,9 +209,7 @@ class SchedulerSide:
                     continue  # until it is known
                 found = scheduled.kv_connector_block_state.get_block_ids(request_id)
                 tables = tuple(tuple(table) for table in found)
-                start = tracked.stored
-                if len(tables) > 1:  # what a window has left behind is lost
-                    start = held_from(tables, self._page, start, stop)
+                start = held_from(tables, self._page, tracked.stored, stop)  # what a window has left behind is lost
                 digests = tuple(self._digests(tracked, stop))
                 orders.append(StoreOrder(request_id, digests, tables, start, stop, lora))
                 tracked.stored = stop

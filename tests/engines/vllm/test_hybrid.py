@@ -1,121 +1,147 @@
 """Models whose layers attend to a sliding window and to all tokens by turns (Gemma 2): vLLM has a block table for each
 kind, and drops what the window has left behind. What is stored holds all layers of every token, as transformers
-computes them; what is loaded is right in both kinds."""
+computes them; what is loaded is right in both kinds. The answers to compare with are those of transformers."""
 
-import shutil
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 
-import pytest
 import torch
-from transformers import DynamicCache, Gemma2Config, Gemma2ForCausalLM
+from transformers import Gemma2ForCausalLM
 
+from engines.drivers.driver import Driver
 from engines.drivers.protocol import Ask
+from kvlingua import hf
 from kvlingua.common.cache import KVCache
 from kvlingua.common.config import Config
-from kvlingua.common.identity.fingerprint import FingerprintTask
-from kvlingua.common.identity.model import describe_model
 from kvlingua.layouts.formats import format
 from kvlingua.layouts.memory import Buffer
 from tests.engines.texts import CHUNK, chunks, length, objects_of, taken, text
 from tests.engines.vllm.conftest import Launcher
+from tests.engines.vllm.sliding import LAYERS, SLIDING, greedy, make_model, whole_cache
 from tests.spoil import flip_byte, negate_v
 
-pytestmark = pytest.mark.skip(
-    "refused (adapters/vllm/versions.py) until this passes with a model whose tokens depend on what is loaded: "
-    "the one here answers one token whatever is loaded"
-)
-WINDOW = 100  # no multiple of a block or chunk, and less than the texts are long
-TEXTS = [text(seed) for seed in range(90, 93)]
-ENGINE = {"max_num_batched_tokens": 160, "long_prefill_token_threshold": 96}
+REUSED = 6 * CHUNK  # of a whole prompt here, at any block size
+CHUNKED = {"max_num_batched_tokens": 160, "long_prefill_token_threshold": 96}
 
 
-@pytest.fixture(scope="module")
-def gemma(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Gemma2ForCausalLM]:
-    """A random model of seven layers, of which those with full attention are fewer: vLLM makes more than two groups."""
-    folder = tmp_path_factory.mktemp("gemma")
-    torch.manual_seed(0)
-    sliding, full = "sliding_attention", "full_attention"
-    config = Gemma2Config(
-        vocab_size=512,
-        hidden_size=128,
-        intermediate_size=256,
-        num_hidden_layers=6,
-        num_attention_heads=4,
-        num_key_value_heads=2,
-        head_dim=32,
-        query_pre_attn_scalar=32,
-        sliding_window=WINDOW,
-        layer_types=[sliding, full, sliding, sliding, sliding, full],
-        max_position_embeddings=2048,
-        initializer_range=0.2,
-    )
-    model = Gemma2ForCausalLM(config).eval()
-    model.save_pretrained(folder)
-    return folder, model
+def cut(seed: int, tokens: int = REUSED + 7, max_tokens: int = 8) -> Ask:
+    """The beginning of a text: behind what is reused a few tokens are computed, which attend to it in all layers."""
+    ask = text(seed, max_tokens=max_tokens)
+    return replace(ask, prompt=ask.prompt[:tokens])
 
 
-def test_windows(launch: Launcher, gemma: tuple[Path, Gemma2ForCausalLM], tmp_path: Path) -> None:
-    folder, model = gemma
-    store = tmp_path / "store"
-    with launch(model=folder, engine={"enable_prefix_caching": False}) as driver:
-        cold = [driver.generate(ask).answers[0].tokens for ask in TEXTS]
-    with launch(store, model=folder, page=128, engine=ENGINE) as driver:
+OWN, THEIRS = [cut(seed) for seed in range(90, 93)], [cut(seed) for seed in range(93, 96)]  # vLLM's, transformers'
+LONG, SPOILED, SHORT = cut(96, max_tokens=120), cut(97), cut(98, CHUNK + 7)
+
+
+def cold(model: Gemma2ForCausalLM, *asks: Ask) -> list[list[int]]:
+    return [greedy(model, ask) for ask in asks]
+
+
+def warm(model: Gemma2ForCausalLM, store: Path, *asks: Ask) -> tuple[list[list[int]], int]:
+    """What transformers answers with this store, and how many of the prompts' tokens were reused."""
+    with KVCache.open(Config(url=store.as_uri(), lookup_timeout_s=30)) as cache:
+        attached, tokens, reused = hf.attach(model, cache), [], 0
+        try:
+            for ask in asks:
+                tokens.append(greedy(attached, ask))
+                reused += attached.kvlingua.last.reused
+            assert cache.flush(30)
+        finally:
+            hf.detach(attached)
+    return tokens, reused
+
+
+def answers(driver: Driver, *asks: Ask) -> tuple[list[list[int]], int]:
+    """What vLLM answers to prompts handed over together, and how many of their tokens were taken from the store."""
+    reply = driver.generate(*asks)
+    assert reply.local + reply.reused + reply.computed == length(*asks)
+    return [answer.tokens for answer in reply.answers], reply.reused
+
+
+@contextmanager
+def spoiled(objects: Sequence[Path], *layers: int) -> Iterator[None]:
+    """V of these layers has the other sign in these objects, for a while."""
+    before = [path.read_bytes() for path in objects]
+    for path in objects:
+        assert negate_v(path, layers) == 1
+    yield
+    for path, data in zip(objects, before, strict=True):
+        path.write_bytes(data)
+
+
+def test_each_layer_counts_where_it_is_attended_to(launch: Launcher, tmp_path: Path) -> None:
+    """An engine without a prefix cache of its own, whose blocks are longer than the window."""
+    model, page, store = make_model(tmp_path / "model", window=24), 128, tmp_path / "store"
+    right, right_theirs = cold(model, *OWN), cold(model, *THEIRS)
+    assert warm(model, store, *THEIRS) == (right_theirs, 0)
+    engine = {**CHUNKED, "enable_prefix_caching": False}
+    with launch(store, model=tmp_path / "model", page=page, engine=engine) as driver:
         assert driver.switched_on
-        assert [answer.tokens for answer in driver.generate(*TEXTS).answers] == cold
-        driver.wait_objects(chunks(*TEXTS))
+        assert answers(driver, *OWN) == (right, 0)
+        driver.wait_objects(chunks(*THEIRS, *OWN))
+        assert answers(driver, *OWN) == (right, taken(page, *OWN))
+        assert answers(driver, *THEIRS) == (right_theirs, taken(page, *THEIRS))
 
-    description = describe_model(folder, compute_dtype="float32", kv_dtype="float32", windows=True)
-    digest = FingerprintTask(description, Config(), tensors_compared=True).wait(None)
-    assert digest is not None
-    namespace = description.namespace(digest, chunk_tokens=CHUNK)
-    with KVCache(Config(url=store.as_uri())) as cache:
-        ids = TEXTS[0].prompt[: len(TEXTS[0].prompt) // CHUNK * CHUNK]
-        right = whole_cache(model, ids)
-        loaded = [torch.zeros_like(tensor) for tensor in right]
-        geometry, buffers = namespace.geometry, [Buffer.of(tensor) for tensor in loaded]
+        objects = objects_of(store, OWN[0])
+        for layer, kind in enumerate(LAYERS):
+            with spoiled(objects[-1:] if kind == SLIDING else objects, layer):
+                tokens, reused = answers(driver, OWN[0])
+                assert (tokens != right[:1], reused) == (True, REUSED), f"layer {layer} is loaded and attended to"
+        with spoiled(objects[:-1], *(layer for layer, kind in enumerate(LAYERS) if kind == SLIDING)):
+            assert answers(driver, OWN[0]) == (right[:1], REUSED), "what the window has left behind is not"
+
+        flip_byte(objects_of(store, OWN[1])[1])
+        tokens, reused = answers(driver, *OWN)
+        assert tokens == right, "where a load has failed, too"
+        assert reused < taken(page, *OWN)
+        driver.wait_objects(chunks(*THEIRS, *OWN))
+        assert answers(driver, *OWN) == (right, taken(page, *OWN))
+    assert warm(model, store, *OWN) == (right, REUSED * len(OWN))
+
+
+def test_beside_the_engines_own_prefix_cache(launch: Launcher, tmp_path: Path) -> None:
+    """In processes of its own, with blocks shorter than the window."""
+    model, page, store = make_model(tmp_path / "model", window=100), 32, tmp_path / "store"
+    asks = [*THEIRS, SHORT]
+    right, right_spoiled = cold(model, *asks), cold(model, SPOILED)
+    assert warm(model, store, *asks, SPOILED) == (right + right_spoiled, 0)
+    stored = chunks(*asks, SPOILED)
+    with launch(store, model=tmp_path / "model", page=page, processes=True, engine=CHUNKED) as driver:
+        assert driver.switched_on
+        head = replace(THEIRS[0], prompt=THEIRS[0].prompt[: 4 * CHUNK + 1], max_tokens=1)
+        assert driver.generate(head).reused == 4 * CHUNK
+        reply = driver.generate(*asks)
+        assert [answer.tokens for answer in reply.answers] == right
+        assert (reply.local, reply.reused) == (4 * CHUNK, taken(page, *asks) - 4 * CHUNK)
+        assert answers(driver, *asks) == (right, 0)
+
+        with spoiled(objects_of(store, SPOILED)[-1:], LAYERS.index(SLIDING)):
+            tokens, reused = answers(driver, SPOILED)
+            assert (tokens != right_spoiled, reused) == (True, REUSED)
+
+        (said,), _ = answers(driver, LONG)
+        assert [said] == cold(model, LONG)
+        driver.wait_objects(stored + (len(LONG.prompt) + LONG.max_tokens - 1) // CHUNK)
+    turn = Ask([*LONG.prompt, *said, *SHORT.prompt], 8)
+    kept = (len(LONG.prompt) + LONG.max_tokens - 1) // CHUNK * CHUNK
+    assert warm(model, store, turn) == (cold(model, turn), kept), "what vLLM has generated transformers reuses"
+    check_objects(model, store, turn.prompt[:kept])
+
+
+def check_objects(model: Gemma2ForCausalLM, store: Path, ids: Sequence[int]) -> None:
+    """All layers of all these tokens are stored as transformers computes them."""
+    with KVCache.open(Config(url=store.as_uri(), lookup_timeout_s=30)) as cache:
+        namespace = hf.attach(model, cache).kvlingua.namespace
+        hf.detach(model)
+        geometry, right = namespace.geometry, whole_cache(model, ids)
+        found = [torch.zeros_like(tensor) for tensor in right]
+        buffers = [Buffer.of(tensor) for tensor in found]
         pool = format("hf").pool(geometry, geometry.full, page=len(ids), blocks=1, buffers=buffers)
         hit = cache.lookup(namespace, ids)
         assert hit.tokens == len(ids)
         cache.load(hit, pool.view([0], 0, len(ids)), 0, len(ids))
-        for found, expected in zip(loaded, right, strict=True):
-            torch.testing.assert_close(found, expected, rtol=1e-3, atol=1e-3)
-
-    with launch(store, model=folder, page=32, role="consumer", processes=True, engine=ENGINE) as driver:
-        reply = driver.generate(*TEXTS)
-        assert reply.reused == taken(32, *TEXTS)
-        assert [answer.tokens for answer in reply.answers] == cold
-        again = driver.generate(*TEXTS)
-        assert [answer.tokens for answer in again.answers] == cold, "beside vLLM's own prefix cache"
-        assert again.local + again.reused + again.computed == length(*TEXTS)
-        head = Ask(TEXTS[0].prompt[:200], 1, cache_salt="a")
-        assert driver.generate(head).computed == 200
-
-    spoiled = tmp_path / "spoiled"
-    shutil.copytree(store, spoiled)
-    negate_v(spoiled)
-    with launch(spoiled, model=folder, page=32, role="consumer") as driver:
-        reply = driver.generate(*TEXTS)
-        assert reply.reused == taken(32, *TEXTS)
-        assert all(answer.tokens != tokens for answer, tokens in zip(reply.answers, cold, strict=True))
-
-    for path in objects_of(store, TEXTS[1])[1:2]:
-        flip_byte(path)
-    with launch(store, model=folder, page=32, engine={**ENGINE, "enable_prefix_caching": False}) as driver:
-        reply = driver.generate(*TEXTS)
-        assert [answer.tokens for answer in reply.answers] == cold, "after a load that failed"
-        assert reply.reused < taken(32, *TEXTS)
-        driver.wait_objects(chunks(*TEXTS))
-        mended = driver.generate(*TEXTS)
-        assert [answer.tokens for answer in mended.answers] == cold
-        assert mended.reused == taken(32, *TEXTS)
-
-
-def whole_cache(model: Gemma2ForCausalLM, ids: list[int]) -> list[torch.Tensor]:
-    """Keys and values [head, token, dim] of each layer as transformers computes them, of all tokens."""
-    cache = DynamicCache(config=model.config)
-    cache.activate_past_recording()
-    with torch.no_grad():
-        model(torch.tensor([ids]), past_key_values=cache)
-    found = [plane[0].contiguous() for layer in cache.layers for plane in (layer.keys, layer.values)]
-    assert {tensor.shape[1] for tensor in found} == {len(ids)}
-    return found
+    for one, expected in zip(found, right, strict=True):
+        torch.testing.assert_close(one, expected, rtol=1e-3, atol=1e-3)

@@ -8,36 +8,15 @@ from typing import Any
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
-from transformers import DeepseekV2Config, DeepseekV2ForCausalLM, Gemma2Config, Gemma2ForCausalLM
+from transformers import DeepseekV2Config, DeepseekV2ForCausalLM
 
 from demo.job import MODEL
 from engines.drivers.driver import Driver, DriverError
 from tests.engines.texts import length, taken, text, whole
 from tests.engines.vllm.conftest import Launcher
+from tests.engines.vllm.sliding import make_model
 
 TEXTS = [text(50), text(51)]
-
-
-@pytest.fixture(scope="module")
-def sliding(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A random model whose layers attend to a window of 64 tokens, and to all, by turns."""
-    folder = tmp_path_factory.mktemp("sliding")
-    torch.manual_seed(0)
-    config = Gemma2Config(
-        vocab_size=512,
-        hidden_size=128,
-        intermediate_size=256,
-        num_hidden_layers=4,
-        num_attention_heads=4,
-        num_key_value_heads=2,
-        head_dim=32,
-        query_pre_attn_scalar=32,
-        sliding_window=64,
-        max_position_embeddings=2048,
-        initializer_range=0.2,
-    )
-    Gemma2ForCausalLM(config).save_pretrained(folder)
-    return folder
 
 
 def answers(driver: Driver) -> list[list[int]]:
@@ -45,26 +24,15 @@ def answers(driver: Driver) -> list[list[int]]:
     return [answer.tokens for _ in range(2) for answer in driver.generate(*TEXTS).answers]
 
 
-@pytest.mark.parametrize(
-    ("options", "line"),
-    [
-        pytest.param(
-            {"engine": {"disable_hybrid_kv_cache_manager": True}},
-            "off: .*FullAttentionSpec, window 64",
-            id="one table for windows and all",
-        ),
-        pytest.param({}, "off: sliding windows aren't supported yet", id="sliding window"),
-    ],
-)
-def test_it_is_off_and_the_engine_as_ever(
-    launch: Launcher, sliding: Path, tmp_path: Path, options: dict[str, Any], line: str
-) -> None:
-    options = {**options, "model": sliding}
+def test_it_is_off_and_the_engine_as_ever(launch: Launcher, tmp_path: Path) -> None:
+    """Here with one block table for layers with a sliding window and all others."""
+    make_model(tmp_path / "model", window=64)
+    options = {"model": tmp_path / "model", "engine": {"disable_hybrid_kv_cache_manager": True}}
     with launch(**options) as driver:
         cold = answers(driver)
     with launch(tmp_path / "store", **options) as driver:
         assert answers(driver) == cold
-        assert len(said_off(driver, line)) == 1
+        assert len(said_off(driver, "off: .*FullAttentionSpec, window 64")) == 1
     assert not (tmp_path / "store").exists() or driver.objects() == 0
 
 
