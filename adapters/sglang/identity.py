@@ -1,6 +1,7 @@
 """What this SGLang computes: its resolved arguments -> a description of the model, or the reason why there is none."""
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -65,13 +66,16 @@ _REQUIRED: tuple[tuple[str, tuple[object, ...], str], ...] = (
 _ATTENTION = ("TorchNativeAttnBackend", "IntelAMXAttnBackend")
 
 
-def describe(context: Any) -> ModelDescription:
-    """The model of a TreeCacheBuildContext. Raises UnsupportedError for what isn't proved to fit."""
+def describe(context: Any, own: Sequence[str] = ()) -> ModelDescription:
+    """The model of a TreeCacheBuildContext. own: arguments that chose kvlingua itself, which may have any value.
+
+    Raises UnsupportedError for what isn't proved to fit.
+    """
     from sglang.srt.arg_groups.overrides import resolution_result
 
     _check_version()
     arguments = context.server_args
-    check_arguments(arguments)
+    check_arguments(arguments, own)
     model, runner = context.model_config, context.tp_worker.model_runner
     for name, wrong, reason in (
         ("disable_radix_cache", context.params.disable, "SGLang's own prefix cache is disabled"),
@@ -100,12 +104,12 @@ def describe(context: Any) -> ModelDescription:
     )
 
 
-def check_arguments(arguments: Any) -> None:
-    """Raise UnsupportedError if SGLang's resolved ServerArgs ask for what isn't understood here."""
+def check_arguments(arguments: Any, own: Sequence[str] = ()) -> None:
+    """Raise UnsupportedError if SGLang's resolved ServerArgs, but for `own`, ask for what isn't understood here."""
     from sglang.srt.arg_groups.overrides import resolution_result
 
     for name, allowed, reason in _REQUIRED:
-        if name in ABSENT:
+        if name in ABSENT or name in own:
             continue
         value = resolution_result(arguments, name, None)
         if not any(value == one for one in allowed):

@@ -13,11 +13,11 @@ from typing import Any
 
 import torch
 
+from kvlingua.adapters.sglang.connection import Connection
 from kvlingua.adapters.sglang.memo import MOST_LOADS, Load, Memo, Stage
 from kvlingua.adapters.sglang.ranks import Ranks
 from kvlingua.adapters.sglang.staging import Staging
 from kvlingua.adapters.sglang.views import blocks_of
-from kvlingua.common.activation import Activation
 from kvlingua.common.cache import Hit, KVCache
 from kvlingua.common.cpu_clock import clock_methods
 from kvlingua.common.errors import LoadError, UnsupportedError
@@ -31,11 +31,8 @@ PENDING, FAILED, LOADED = -1, -2, 1  # what a rank says of a load; of a question
 
 
 @clock_methods
-class Link:
-    """`pool`: SGLang's live KV, in blocks of its page, with the heads that this rank has.
-
-    There is no cache until the weights' digest is known, and none any more once `switch_off` was called.
-    """
+class Link(Connection):
+    """For the radix cache, which has the requests and their token ids."""
 
     def __init__(
         self,
@@ -45,44 +42,11 @@ class Link:
         guard: Guard,
         ranks: Ranks | None = None,
     ) -> None:
-        self.ranks = Ranks() if ranks is None else ranks
-        self._cache = cache
-        self._activation = Activation(cache, description, guard)
-        self._pool = pool
-        self._guard = guard
+        super().__init__(cache, description, pool, guard, ranks)
         self._staging = Staging(cache, pool)
         # By the request itself, not its rid, which users choose: two live ones may have the same.
         self._memos: weakref.WeakKeyDictionary[Any, Memo] = weakref.WeakKeyDictionary()
-        self.loads = cache.config.role != "producer"
-        self._stores = cache.config.role != "consumer" and self.ranks.writes(description.geometry)
-        self._off = False
         self.step: Callable[[Sequence[Any], bool], set[int]] = _nobody  # `Waiting.step`, once there is one
-
-    def start(self) -> None:
-        """Find out the namespace in a thread of its own: the weights are read once per machine, which takes a while."""
-        self._activation.start(self._pool.layout.name, self._pool.page)
-
-    def switch_off(self, reason: str, message: str) -> None:
-        """No look-ups, loads and stores any more, until the engine is started anew. `reason`: a code for metrics.
-
-        SGLang does on all ranks at the same step what leads to this.
-        """
-        self._off = True
-        self._activation.off(reason, message)
-
-    @property
-    def settings(self) -> str:
-        """What all ranks of an engine must have alike, so that they wait for each other at the same steps."""
-        config, pool = self._cache.config, self._pool
-        return f"{config.role} {config.chunk_tokens} {config.layers_per_shard} {pool.layout.name} {pool.page}"
-
-    @property
-    def chunk_tokens(self) -> int:
-        return self._cache.config.chunk_tokens
-
-    @property
-    def off(self) -> bool:
-        return self._off
 
     def memo(self, request: Any) -> Memo:
         """What is remembered about SGLang's Req."""
@@ -182,10 +146,6 @@ class Link:
     def sweep(self) -> None:
         """Let go of memory that isn't needed any more."""
         self._guard.run("store", None, self._staging.sweep)
-
-    @property
-    def _namespace(self) -> Namespace | None:
-        return None if self._off else self._activation.namespace
 
     def _submit_lookup(self, namespace: Namespace, memo: Memo) -> Future[Callable[[], Hit]]:
         return self._cache.submit_lookup(namespace, memo.asked, seed=memo.seed, extent=self._pool.extent)

@@ -5,17 +5,24 @@ python -m sglang.launch_server --model-path MODEL --radix-cache-backend kvlingua
 
 from typing import Any
 
+from kvlingua.adapters.sglang.building import keep
+
 BACKEND = "kvlingua"
 
 
 def register() -> None:
-    """Make `--radix-cache-backend kvlingua` known. May be called again; loads nothing else of kvlingua."""
+    """Make `--radix-cache-backend kvlingua` known, and `building.context`, without which `linker` is off.
+
+    May be called again; loads nothing else of kvlingua.
+    """
     try:
         from sglang.srt.mem_cache.registry import get_radix_cache_factory, register_radix_cache_backend
+        from sglang.srt.plugins.hook_registry import HookRegistry, HookType
     except ModuleNotFoundError:  # an SGLang from before the registry: it has no flag to select us with either
         return
     if get_radix_cache_factory(BACKEND) is None:
         register_radix_cache_backend(BACKEND, build_tree)
+        HookRegistry.register("sglang.srt.mem_cache.registry.create_tree_cache", keep, HookType.BEFORE)
 
 
 def build_tree(context: Any) -> Any:
@@ -25,9 +32,11 @@ def build_tree(context: Any) -> Any:
     """
     from sglang.srt.mem_cache.registry import default_radix_cache_factory
 
+    from kvlingua.adapters.sglang.link import Link
     from kvlingua.adapters.sglang.start import connect
+    from kvlingua.adapters.sglang.views import describe_pool
 
-    link = connect(context)
+    link = connect(context, Link, describe_pool)
     if link is None:
         return default_radix_cache_factory(context)
 

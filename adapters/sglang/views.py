@@ -86,16 +86,17 @@ def describe_pool(kv: Any, geometry: Geometry, page: int, extent: Extent | None 
     )
 
 
-def blocks_of(slots: torch.Tensor, page: int, before: int = 0) -> array[int]:
+def blocks_of(slots: torch.Tensor, page: int, before: int = 0, first: int = 1) -> array[int]:
     """The block table of a sequence whose tokens from position `before` on are in the pool's rows `slots` [token].
 
-    before: a multiple of `page`; entries for what lies before are 0 and not to be used. No token lies in page 0, where
-    SGLang lets padding go. Raises LayoutError unless each page's tokens lie in one page of the pool, in order.
+    before: a multiple of `page`; entries for what lies before are 0 and not to be used. first: the first page in which
+    tokens may lie; in page 0 of a pool that SGLang computes in lies padding. Raises LayoutError unless each page's
+    tokens lie in one page of the pool, in order.
     """
     count = len(slots)
     slots = slots.to(torch.int64)
     blocks = slots[::page] // page
     expected = (blocks * page).repeat_interleave(page)[:count] + torch.arange(count) % page
-    if before % page or (count and int(blocks.min()) < 1) or not torch.equal(slots, expected):
+    if before % page or (count and int(blocks.min()) < first) or not torch.equal(slots, expected):
         raise LayoutError(f"the slots of tokens {before} to {before + count} are not whole pages of {page} tokens")
     return array("q", bytes(8 * (before // page))) + array("q", blocks.tolist())

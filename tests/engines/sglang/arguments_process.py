@@ -5,12 +5,17 @@ import sys
 from importlib.metadata import entry_points
 from types import SimpleNamespace
 from typing import Any
+from unittest.mock import patch
 
 from sglang.srt.mem_cache.registry import registered_radix_cache_backends
 from sglang.srt.server_args import ServerArgs
 
+from kvlingua.adapters.sglang.connection import Connection
 from kvlingua.adapters.sglang.identity import check_arguments
+from kvlingua.adapters.sglang.link import Link
+from kvlingua.adapters.sglang.linker import LinkedPages
 from kvlingua.adapters.sglang.start import connect
+from kvlingua.adapters.sglang.views import describe_pool
 from kvlingua.common.errors import UnsupportedError
 
 # Arguments in Python's spelling, and the argument that must be named in the refusal.
@@ -31,17 +36,35 @@ CASES: dict[str, tuple[dict[str, Any], str]] = {
 PLAIN = {"device": "cpu", "attention_backend": "torch_native", "max_total_tokens": 4096, "disable_cuda_graph": True}
 
 
-def outcome(model: str, changes: dict[str, Any]) -> str:
+def outcome(model: str, changes: dict[str, Any], kind: type[Connection] = Link, page: int = 64) -> str:
     try:
         arguments = ServerArgs(model_path=model, **(PLAIN | changes))
         arguments.resolve_once()
     except Exception as error:  # noqa: BLE001  SGLang refuses some combinations here by itself
         return f"SGLang: {type(error).__name__}: {error}"
     try:
-        check_arguments(arguments)
+        check_arguments(arguments, kind.arguments)
+        kind.check(arguments, page, 64)
     except UnsupportedError as error:
         return str(error)
     return "understood"
+
+
+def linked(model: str) -> dict[str, str]:
+    config = {"linker": "KVLinguaLinker", "linker_module_path": "kvlingua.adapters.sglang.linker"}
+    flags = {
+        "enable_unified_cache_external_linker": True,
+        "unified_cache_external_linker_backend": "dynamic",
+        "unified_cache_external_linker_config": config,
+    }
+    found = {
+        "pages as chunks": outcome(model, flags, LinkedPages),
+        "shorter pages": outcome(model, flags, LinkedPages, page=16),
+        "streaming sessions": outcome(model, flags | {"enable_streaming_session": True}, LinkedPages),
+        "beside the flag": outcome(model, flags),
+    }
+    with patch("kvlingua.adapters.sglang.pages.request_seed", lambda extra_key, salt: b""):
+        return found | {"other hashes": outcome(model, flags, LinkedPages)}
 
 
 def registered() -> list[str]:
@@ -60,7 +83,10 @@ def main() -> None:
         "hub, elsewhere": outcome(of_hub, {"download_dir": "elsewhere"}),
         "folder": outcome(model, {"download_dir": "elsewhere"}),
     }
-    report["unforeseen"] = connect(SimpleNamespace(tp_rank=0))  # what an SGLang that isn't known might hand over
+    report["linked"] = linked(model)
+    report["unforeseen"] = connect(
+        SimpleNamespace(tp_rank=0), Link, describe_pool
+    )  # what an SGLang that isn't known might hand over
     for name, (changes, named) in CASES.items():
         report["cases"][name] = {"named": named, "outcome": outcome(model, changes)}
     print(json.dumps(report))

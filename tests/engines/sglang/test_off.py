@@ -36,6 +36,15 @@ def test_arguments_that_are_not_understood_are_named(report: dict[str, Any]) -> 
         assert case["named"] in case["outcome"], f"{name}: {case['outcome']}"
 
 
+def test_a_linker_takes_pages_as_long_as_chunks(report: dict[str, Any]) -> None:
+    found = report["linked"]
+    assert found["pages as chunks"] == "understood"
+    assert "--page-size is 16, chunk_tokens is 64" in found["shorter pages"]
+    assert "streaming session" in found["streaming sessions"]
+    assert "--enable-unified-cache-external-linker" in found["beside the flag"]
+    assert "SGLang's hashes of pages aren't the digests of chunks" in found["other hashes"]
+
+
 def test_the_entry_point_may_be_called_twice(report: dict[str, Any]) -> None:
     assert report["registered"] == ["kvlingua"]
 
