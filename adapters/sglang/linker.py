@@ -20,10 +20,16 @@ from sglang.srt.mem_cache.unified_cache.unified_cache_linker import LayerWiseLoa
 
 from kvlingua.adapters.sglang import building
 from kvlingua.adapters.sglang.pages import Pages, digests_of
+from kvlingua.adapters.sglang.ranks import Ranks
 from kvlingua.adapters.sglang.staging import Staging
 from kvlingua.adapters.sglang.start import connect
 from kvlingua.adapters.sglang.views import describe_pool
+from kvlingua.common.cache import KVCache
 from kvlingua.common.cpu_clock import clock_methods
+from kvlingua.common.guard import Guard
+from kvlingua.common.identity.model import ModelDescription
+from kvlingua.common.identity.namespace import Namespace
+from kvlingua.layouts.view import Pool
 
 NOTHING_QUEUED = -1
 
@@ -33,32 +39,46 @@ class LinkedPages(Pages):
     """Pages in SGLang's pool of KV."""
 
     arguments: ClassVar[tuple[str, ...]] = ("enable_unified_cache_external_linker",)
-    _staging: Staging | None = None
+
+    def __init__(
+        self,
+        cache: KVCache,
+        description: ModelDescription,
+        pool: Pool,
+        guard: Guard,
+        ranks: Ranks | None = None,
+    ) -> None:
+        super().__init__(cache, description, pool, guard, ranks)
+        self._staging = Staging(cache, pool)
 
     def load_on_all(self, hashes: Sequence[str], slots: torch.Tensor) -> bool:
         """Like `load`; False, on all ranks, if one of them couldn't."""
-        return self.ranks.agree([self.load(hashes, slots)]) == [True]
+        loaded = self.ranks.agree([self.load(hashes, slots)]) == [True]
+        self._guard.run("load", None, self._remember, hashes, loaded)
+        return loaded
 
     def store(self, hashes: Sequence[str], slots: torch.Tensor) -> bool:
         """Copy these pages out of the rows `slots` [token] and have them stored; False if they should come again."""
-        if self._namespace is None:
+        namespace = self._namespace
+        if namespace is None:
             return False
-        return not self._stores or self._guard.run("store", False, self._store, hashes, slots)
+        return not self._stores or self._guard.run("store", False, self._store, namespace, hashes, slots)
 
     def sweep(self) -> None:
         """Let go of memory that isn't needed any more."""
-        if self._staging is not None:
-            self._guard.run("store", None, self._staging.sweep)
+        self._guard.run("store", None, self._staging.sweep)
 
-    def _store(self, hashes: Sequence[str], slots: torch.Tensor) -> bool:
-        namespace, digests = self._namespace, digests_of(hashes)
-        if namespace is None:
-            return False
-        if self._staging is None:
-            self._staging = Staging(self._cache, self._pool)
-        if self._staging.lacking(digests, 0) == len(digests):
+    def _remember(self, hashes: Sequence[str], stored: bool) -> None:
+        """Whether they need not be stored when SGLang offers them."""
+        (self._staging.know if stored else self._staging.forget)(digests_of(hashes))
+
+    def _store(self, namespace: Namespace, hashes: Sequence[str], slots: torch.Tensor) -> bool:
+        digests = digests_of(hashes)
+        first, last = self._staging.lacking(digests, 0), len(digests)
+        if first == last:
             return True
-        return self._staging.store(namespace, digests, self._view(slots), 0, len(digests))
+        source = self._view(slots[first * self.chunk_tokens :])
+        return self._staging.store(namespace, digests[first:], source, 0, last - first)
 
 
 class KVLinguaLinker(UnifiedCacheLinker):

@@ -49,6 +49,15 @@ class Staging:
                 return chunk
         return len(digests)
 
+    def know(self, digests: Sequence[bytes]) -> None:
+        """These are in the store, or on their way to it."""
+        now = time.monotonic()
+        for digest in digests:
+            self._known[digest] = now
+            self._known.move_to_end(digest)
+        while len(self._known) > MOST_KNOWN:
+            self._known.popitem(last=False)
+
     def forget(self, digests: Sequence[bytes]) -> None:
         """These may not be in the store after all."""
         for digest in digests:
@@ -69,12 +78,7 @@ class Staging:
         )
         self._nbytes += nbytes
         self._copies.append(_Copy(handle, digests[first:last], nbytes))
-        now = time.monotonic()
-        for digest in digests[first:last]:
-            self._known[digest] = now
-            self._known.move_to_end(digest)
-        while len(self._known) > MOST_KNOWN:
-            self._known.popitem(last=False)
+        self.know(digests[first:last])
         return True
 
     def sweep(self) -> None:

@@ -2,6 +2,7 @@
 
 import logging
 from collections.abc import Callable, Mapping
+from functools import partial
 from typing import Any, TypeAlias, TypeVar
 
 from kvlingua.adapters.sglang.admission import watch_admission
@@ -48,7 +49,7 @@ def connect(
     config: Config | WhyNot = guard.run("start", UNEXPECTED, _configure, settings or {})
     made: C | WhyNot = UNEXPECTED
     if isinstance(config, Config) and ranks is not None:
-        made = guard.run("start", UNEXPECTED, _connect, context, config, guard, ranks, kind, describe_kv)
+        made = guard.run("start", UNEXPECTED, partial(_connect, context, config, guard, ranks, kind, describe_kv))
     elif not isinstance(config, Config):
         made = config
     if ranks is not None and not ranks.same(made.settings if isinstance(made, Connection) else None):

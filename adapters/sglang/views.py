@@ -26,6 +26,13 @@ _OTHERS = {
     "MHATokenToKVPoolFP4": "its numbers can't be used without the scales of its own blocks",
 }
 _UNKNOWN = "how it lies isn't known"
+# Axes of HiCache's host pool, slowest first; a "row" is a token of any page.
+_HOST_AXES = {
+    "layer_first": ("plane", "layer", "row", "head", "dim"),
+    "page_first": ("plane", "row", "layer", "head", "dim"),
+    "page_first_direct": ("plane", "block", "layer", "token", "head", "dim"),
+    "page_head": ("plane", "block", "head", "token", "layer", "dim"),
+}
 
 
 def describe_pool(kv: Any, geometry: Geometry, page: int, extent: Extent | None = None) -> Pool:
@@ -84,6 +91,35 @@ def describe_pool(kv: Any, geometry: Geometry, page: int, extent: Extent | None 
         buffers=[Buffer.of(tensor) for tensor in tensors],
         strides=strides,
     )
+
+
+def describe_host_pool(host: Any, kv: Any, geometry: Geometry, page: int, extent: Extent) -> Pool:
+    """HiCache's host pool, an MHATokenToKVPoolHost, for the live `kv` of which it holds copies; blocks as there.
+
+    Raises UnsupportedError for a kind or layout that isn't known, LayoutError for claims that don't hold.
+    """
+    from sglang.srt.mem_cache.pool_host.mha import MHATokenToKVPoolHost
+
+    describe_pool(kv, geometry, page, extent)
+    if type(host) is not MHATokenToKVPoolHost:
+        raise UnsupportedError("pool", f"a host pool of kind {type(host).__name__} isn't supported: {_UNKNOWN}")
+    if host.layout not in _HOST_AXES:
+        known = ", ".join(_HOST_AXES)
+        raise UnsupportedError("layout", f"--hicache-mem-layout {host.layout} isn't supported, which {known} are")
+    width, tensor = geometry.planes[0].width, host.kv_buffer
+    sizes = {"plane": 2, "layer": geometry.layers, "row": host.page_num * page, "block": host.page_num}
+    sizes |= {"token": page, "head": extent.heads, "dim": width}
+    expected = tuple(sizes[axis] for axis in _HOST_AXES[host.layout])
+    dtype = str(tensor.dtype).removeprefix("torch.")
+    if tuple(tensor.shape) != expected or dtype != geometry.dtype or not tensor.is_contiguous():
+        raise LayoutError(
+            f"expected a host pool of {expected} {geometry.dtype}, dense, got {tuple(tensor.shape)} {dtype}, "
+            f"strides {tensor.stride()}"
+        )
+    if any(plane.width != width for plane in geometry.planes):
+        raise UnsupportedError("layout", "K and V of unequal width aren't supported in a host pool")
+    row = format(f"hicache_{host.layout}")
+    return row.pool(geometry, extent, page=page, blocks=host.page_num, buffers=[Buffer.of(tensor)])
 
 
 def blocks_of(slots: torch.Tensor, page: int, before: int = 0, first: int = 1) -> array[int]:

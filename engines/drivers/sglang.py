@@ -15,6 +15,7 @@ SETTLE_SECONDS = 5.0
 COUNTERS = {
     ("sglang:realtime_tokens_total", "prefill_compute"): "computed",
     ("sglang:prefill_effective_tokens_total", "host_hit"): "reused",
+    ("sglang:prefill_effective_tokens_total", "storage_hit"): "reused",
     ("sglang:prefill_effective_tokens_total", "device_hit"): "local",
 }
 

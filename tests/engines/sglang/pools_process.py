@@ -6,9 +6,10 @@ from typing import Any
 
 import torch
 from sglang.srt.mem_cache.memory_pool import MHATokenToKVPool, MHATokenToKVPoolFP4, MLATokenToKVPool
+from sglang.srt.mem_cache.pool_host.mha import MHATokenToKVPoolHost
 from sglang.srt.mem_cache.swa_memory_pool import SWAKVPool
 
-from kvlingua.adapters.sglang.views import blocks_of, describe_pool
+from kvlingua.adapters.sglang.views import blocks_of, describe_host_pool, describe_pool
 from kvlingua.common.errors import KVLinguaError
 from kvlingua.layouts.convert import convert
 from kvlingua.layouts.formats import format
@@ -90,6 +91,45 @@ def one_layer_elsewhere(kv: Any) -> Any:
     return kv
 
 
+def hosts() -> dict[str, str]:
+    """How HiCache's host pools are described, or why not."""
+    bf16 = torch.bfloat16
+    device = pool_of(16, bf16)
+    pools = {layout: host_of(device, layout) for layout in HOSTS}
+    pools |= {"other dtype": host_of(pool_of(16, torch.float16), HOSTS[0])}
+    pools["transposed"] = host_of(device, HOSTS[0])
+    pools["transposed"].kv_buffer = pools["transposed"].kv_buffer.transpose(3, 4).contiguous().transpose(3, 4)
+    geometry = Geometry.kv(LAYERS, HEADS, DIM, "bfloat16")
+    found = {}
+    for name, host in pools.items():
+        try:
+            pool = describe_host_pool(host, device, geometry, 16, geometry.full)
+            found[name] = f"{pool.layout.name} {pool.blocks}"
+        except KVLinguaError as error:
+            found[name] = f"{type(error).__name__}: {error}"
+    return found
+
+
+HOSTS = ("layer_first", "page_first", "page_first_direct", "page_head", "page_unified")
+
+
+def host_of(device: Any, layout: str) -> Any:
+    """Of 5 pages."""
+    return MHATokenToKVPoolHost(
+        device.get_device_pool_infos()[0].buffer_info,
+        host_to_device_ratio=1.0,
+        host_size=0,
+        page_size=16,
+        layout=layout,
+        pin_memory=False,
+        device="cpu",
+        device_capacity_tokens=80,
+        start_layer=0,
+        end_layer=LAYERS,
+        host_token_capacity=80,
+    )
+
+
 def slot_refusal(rows: torch.Tensor, page: int) -> str:
     try:
         blocks_of(rows, page)
@@ -123,6 +163,7 @@ def main() -> None:
     report = {
         "copies": {f"{page} {dtype}": copies(page, dtype) for page in (1, 16, 64) for dtype in DTYPES},
         "refused": {name: refusal(kv) for name, kv in others.items()},
+        "hosts": hosts(),
         "other page": refusal(pool_of(16, bf16), page=64),
         "asymmetric": refusal(pool_of(16, bf16, v_head_dim=16)),
         "slots": {

@@ -40,6 +40,15 @@ def test_claims_that_do_not_fit_the_model_are_refused(report: dict[str, Any]) ->
     assert report["other page"].startswith("UnsupportedError: pages of 16 tokens in the pool, of 64")
 
 
+def test_host_pools_of_hicache(report: dict[str, Any]) -> None:
+    found = report["hosts"]
+    for layout in ("layer_first", "page_first", "page_first_direct", "page_head"):
+        assert found[layout] == f"hicache_{layout} 5"
+    assert found["page_unified"].startswith("UnsupportedError: --hicache-mem-layout page_unified isn't supported")
+    assert found["other dtype"].startswith("LayoutError: expected a host pool of ")
+    assert found["transposed"].startswith("LayoutError: expected a host pool of ")
+
+
 def test_slots_that_are_not_whole_pages_are_refused(report: dict[str, Any]) -> None:
     assert len(report["slots"]) == 4
     assert all(error.startswith("LayoutError: the slots of tokens 0 to ") for error in report["slots"].values())
