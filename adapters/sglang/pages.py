@@ -24,6 +24,14 @@ from kvlingua.layouts.view import View
 
 _SALTS = ((None, None), ("key", None), (None, "salt"), ("key", "salt"))
 
+# Arguments that allow requests which have to be kept apart, though the hashes of their pages don't do it, or not alike
+# in all engines.
+_APART = (
+    ("enable_streaming_session", "requests of a streaming session, whose tokens SGLang rewrites,"),
+    ("enable_lora", "requests with an adapter"),
+    ("lora_paths", "requests with an adapter"),
+)
+
 
 class Pages(Connection):
     """Pages that follow one another in a text, from its first one or from any other on. Nothing here raises."""
@@ -44,11 +52,10 @@ class Pages(Connection):
                 f"by this way a page of SGLang must be as long as a stored chunk (--page-size is {page}, chunk_tokens "
                 f"is {chunk}): use --page-size {chunk}, or --radix-cache-backend kvlingua, which takes any page",
             )
-        if resolution_result(arguments, "enable_streaming_session", None):
-            raise UnsupportedError(
-                "session",
-                "by this way requests of a streaming session, whose tokens SGLang rewrites, can't be left out",
-            )
+        for name, requests in _APART:
+            if resolution_result(arguments, name, None):
+                flag = name.replace("_", "-")
+                raise UnsupportedError(name, f"by this way {requests} can't be told from others (--{flag})")
         if not _chained_alike(page):
             raise UnsupportedError("page_hashes", "SGLang's hashes of pages aren't the digests of chunks")
 

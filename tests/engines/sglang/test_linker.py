@@ -1,16 +1,14 @@
-"""kvlingua as SGLang's external linker, in fp32, on what transformers has stored: it is reused with its tokens, and the
-other way round, salts included; spoiled, it changes them, or is computed anew."""
+"""kvlingua as SGLang's external linker, in fp32 and on two ranks, on what transformers has stored: it is reused with
+its tokens, and the other way round, salts included; spoiled, it changes them, or is computed anew."""
 
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import pytest
-
 from demo.job import MODEL
 from engines.drivers.driver import Driver
 from kvlingua.common.identity.chain import chain_digests, request_seed
-from tests.engines.releases import FLIPPED, NEGATED, PLAIN, PRODUCED, Stored, spoiled_copy, store_all
+from tests.engines.releases import FLIPPED, NEGATED, PLAIN, PRODUCED, spoiled_copy, store_all
 from tests.engines.sglang.conftest import Launcher
 from tests.engines.texts import CHUNK, chunks, length, taken
 
@@ -23,22 +21,15 @@ LINKER: dict[str, Any] = {
         "linker_module_path": "kvlingua.adapters.sglang.linker",
     },
 }
-SETTINGS = {
-    1: {},
-    2: {"SGLANG_CPU_OMP_THREADS_BIND": "0|1", "SGLANG_ENABLE_RANK_CONSENSUS_CHECKER": "1"},
-}
+RANKS = 2
+SETTINGS = {"SGLANG_CPU_OMP_THREADS_BIND": "0|1", "SGLANG_ENABLE_RANK_CONSENSUS_CHECKER": "1"}
 SALTED = replace(PRODUCED, cache_salt="red", extra_key="blue")
 
 
-@pytest.fixture(scope="module")
-def stored(tmp_path_factory: pytest.TempPathFactory) -> Stored:
-    return store_all(tmp_path_factory.mktemp("linker"))
-
-
-@pytest.mark.parametrize("ranks", [1, 2])
-def test_pages_as_long_as_chunks(ranks: int, stored: Stored, launch: Launcher, tmp_path: Path) -> None:
+def test_pages_as_long_as_chunks(launch: Launcher, tmp_path: Path) -> None:
+    stored = store_all(tmp_path / "hf")
     store = spoiled_copy(stored, tmp_path / "store")
-    with launch(store, page=CHUNK, engine=LINKER | {"tp_size": ranks}, settings=SETTINGS[ranks]) as driver:
+    with launch(store, page=CHUNK, engine=LINKER | {"tp_size": RANKS}, settings=SETTINGS) as driver:
         assert driver.switched_on
         reply = driver.generate(PLAIN)
         assert reply.answers[0].tokens == stored.plain
@@ -53,7 +44,7 @@ def test_pages_as_long_as_chunks(ranks: int, stored: Stored, launch: Launcher, t
             reply = driver.generate(ask)
             assert (reply.answers[0].tokens, reply.reused, reply.local) == (stored.produced, 0, 0)
         by_transformers = chunks(PLAIN, NEGATED, FLIPPED) - 1  # and a damaged one, which was removed
-        driver.wait_objects(by_transformers + ranks * (1 + chunks(PRODUCED, SALTED)))
+        driver.wait_objects(by_transformers + RANKS * (1 + chunks(PRODUCED, SALTED)))
         names = {path.name.partition("-")[0] for path in store.rglob("*.safetensors")}
         seed = request_seed(SALTED.extra_key, SALTED.cache_salt)
         assert names.issuperset(digest.hex() for digest in chain_digests(SALTED.prompt, CHUNK, seed))

@@ -40,7 +40,8 @@ def test_a_linker_takes_pages_as_long_as_chunks(report: dict[str, Any]) -> None:
     found = report["linked"]
     assert found["pages as chunks"] == "understood"
     assert "--page-size is 16, chunk_tokens is 64" in found["shorter pages"]
-    assert "streaming session" in found["streaming sessions"]
+    assert "--enable-streaming-session" in found["streaming sessions"]
+    assert "--enable-lora" in found["LoRA"]
     assert "--enable-unified-cache-external-linker" in found["beside the flag"]
     assert "SGLang's hashes of pages aren't the digests of chunks" in found["other hashes"]
 
