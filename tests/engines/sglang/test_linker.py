@@ -65,8 +65,10 @@ def test_pages_as_long_as_chunks(launch: Launcher, tmp_path: Path) -> None:
 
 
 def test_other_pages_are_refused(launch: Launcher, tmp_path: Path) -> None:
-    """One line says so, and SGLang runs as if there were no linker."""
-    with launch(tmp_path / "store", page=16, engine=LINKER) as driver:
+    """One line says so, and SGLang runs as if there were no linker. What is set with the linker counts."""
+    config = LINKER["unified_cache_external_linker_config"] | {"linker_extra_config": {"chunk_tokens": 32}}
+    options = LINKER | {"unified_cache_external_linker_config": config}
+    with launch(tmp_path / "store", page=16, engine=options) as driver:
         assert not driver.switched_on
         first, second = driver.generate(PLAIN), driver.generate(PLAIN)
         assert first.answers[0].tokens == second.answers[0].tokens
@@ -74,6 +76,6 @@ def test_other_pages_are_refused(launch: Launcher, tmp_path: Path) -> None:
         assert (second.reused, second.local) == (0, length(PLAIN) // 16 * 16), "SGLang's own prefix cache works"
         said = [each for each in driver.log_text().splitlines() if "off: " in each]
         assert len(said) == 1, said
-        assert "--page-size is 16, chunk_tokens is 64" in said[0]
+        assert "--page-size is 16, chunk_tokens is 32" in said[0]
         assert driver.metric_reaches("kvlingua_refusals_total", 1, adapter="sglang", reason="page_size")
     assert not (tmp_path / "store").exists()
