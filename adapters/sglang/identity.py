@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from kvlingua.adapters.sglang.releases import ABSENT
+from kvlingua.adapters.sglang.releases import ABSENT, LORA_WAS_RUN, VERSION
 from kvlingua.common.errors import UnsupportedError
 from kvlingua.common.identity.model import ModelDescription, describe_model
 from kvlingua.common.supported import SGLANG
@@ -22,8 +22,6 @@ _REQUIRED: tuple[tuple[str, tuple[object, ...], str], ...] = (
     ("dwdp_size", (1,), "weights spread over data-parallel ranks aren't supported"),
     ("enable_kv_cache_sharding", (False,), "a sharded KV cache isn't supported yet"),
     ("elastic_ep_backend", (None,), "elastic expert parallelism isn't supported"),
-    ("enable_lora", (None, False), "LoRA isn't supported yet"),
-    ("lora_paths", (None, (), [], {}), "LoRA isn't supported yet"),
     ("speculative_algorithm", (None,), "speculative decoding isn't supported yet"),
     ("decoupled_spec_role", ("null",), "speculative decoding isn't supported yet"),
     ("disaggregation_mode", ("null",), "prefill and decode on separate servers aren't supported yet"),
@@ -62,6 +60,11 @@ _REQUIRED: tuple[tuple[str, tuple[object, ...], str], ...] = (
     ("disable_radix_cache", (False,), "SGLang's own prefix cache is disabled, and kvlingua loads through it"),
 )
 
+# The same with adapters of LoRA enabled.
+_REQUIRED_FOR_LORA: tuple[tuple[str, tuple[object, ...], str], ...] = (
+    ("lora_backend", ("torch_native",), "of the kernels for LoRA only those that run on a CPU are supported"),
+    ("enable_lora_overlap_loading", (None, False), "adapters that are loaded beside the forward aren't supported"),
+)
 # Attention over all tokens, on a CPU.
 _ATTENTION = ("TorchNativeAttnBackend", "IntelAMXAttnBackend")
 
@@ -108,7 +111,14 @@ def check_arguments(arguments: Any, own: Sequence[str] = ()) -> None:
     """Raise UnsupportedError if SGLang's resolved ServerArgs, but for `own`, ask for what isn't understood here."""
     from sglang.srt.arg_groups.overrides import resolution_result
 
-    for name, allowed, reason in _REQUIRED:
+    required = _REQUIRED
+    if resolution_result(arguments, "enable_lora", None):
+        if not LORA_WAS_RUN:
+            raise UnsupportedError(
+                "enable_lora", f"LoRA was never run with SGLang {VERSION}: use 0.5.23, or start without"
+            )
+        required += _REQUIRED_FOR_LORA
+    for name, allowed, reason in required:
         if name in ABSENT or name in own:
             continue
         value = resolution_result(arguments, name, None)

@@ -13,6 +13,7 @@ from typing import Any
 
 import torch
 
+from kvlingua.adapters.sglang.adapters import Adapters
 from kvlingua.adapters.sglang.connection import Connection
 from kvlingua.adapters.sglang.memo import MOST_LOADS, Load, Memo, Stage
 from kvlingua.adapters.sglang.ranks import Ranks
@@ -20,10 +21,12 @@ from kvlingua.adapters.sglang.staging import Staging
 from kvlingua.adapters.sglang.views import blocks_of
 from kvlingua.common.cache import Hit, KVCache
 from kvlingua.common.cpu_clock import clock_methods
-from kvlingua.common.errors import LoadError, UnsupportedError
+from kvlingua.common.errors import KVLinguaError, LoadError, UnsupportedError
 from kvlingua.common.guard import Guard
+from kvlingua.common.identity.lora import with_adapter
 from kvlingua.common.identity.model import ModelDescription
 from kvlingua.common.identity.namespace import Namespace
+from kvlingua.common.metrics import refused
 from kvlingua.common.prefix import reusable_tokens
 from kvlingua.layouts.view import Pool
 
@@ -43,6 +46,7 @@ class Link(Connection):
         ranks: Ranks | None = None,
     ) -> None:
         super().__init__(cache, description, pool, guard, ranks)
+        self.adapters: Adapters | None = None  # where LoRA is enabled
         self._staging = Staging(cache, pool)
         # By the request itself, not its rid, which users choose: two live ones may have the same.
         self._memos: weakref.WeakKeyDictionary[Any, Memo] = weakref.WeakKeyDictionary()
@@ -52,7 +56,7 @@ class Link(Connection):
         """What is remembered about SGLang's Req."""
         memo = self._memos.get(request)
         if memo is None:
-            memo = self._guard.run("request", Memo("error", b"", Stage.SETTLED), Memo.of, request)
+            memo = self._guard.run("request", Memo("error", b"", stage=Stage.SETTLED), Memo.of, request)
             self._memos[request] = memo
             if memo.reason not in (None, "error"):
                 error = UnsupportedError(memo.reason, "the KV of such requests isn't a function of their token ids")
@@ -63,7 +67,7 @@ class Link(Connection):
         """Have the request's tokens looked up, those it has generated included; `said` gives the answer."""
         memo.asked = request.origin_input_ids + request.output_ids
         memo.stage, memo.hit, memo.tokens, memo.loads = Stage.ASKED, None, 0, 0
-        namespace = self._namespace
+        namespace = self._place(memo)
         if namespace is not None:
             memo.question = self._guard.run("lookup", None, self._submit_lookup, namespace, memo)
 
@@ -135,7 +139,7 @@ class Link(Connection):
 
     def settle(self, memo: Memo) -> None:
         """Nothing more is promised. What was to be loaded may have gone: it is stored anew where it is missing."""
-        self._staging.forget(memo.digests)
+        self._staging.forget(memo.lora, memo.digests)
         memo.load, memo.hit, memo.stage, memo.stored = None, None, Stage.SETTLED, 0
 
     def store(self, request: Any, tokens: array[int], row: torch.Tensor) -> None:
@@ -146,6 +150,22 @@ class Link(Connection):
     def sweep(self) -> None:
         """Let go of memory that isn't needed any more."""
         self._guard.run("store", None, self._staging.sweep)
+
+    def _place(self, memo: Memo) -> Namespace | None:
+        """Where the request's KV belongs; None if there is no cache for it, or not yet. Ranks may differ in that."""
+        namespace = self._namespace
+        if namespace is None or memo.adapter is None:
+            return namespace
+        found = None
+        if self.adapters is not None:
+            found = self._guard.run("adapter", None, self.adapters.digest, memo.adapter)
+        if isinstance(found, KVLinguaError):
+            if not memo.passes:
+                refused(self._guard.adapter, "lora")
+            memo.passes = True
+            return None
+        memo.lora = found
+        return None if found is None else with_adapter(namespace, found)
 
     def _submit_lookup(self, namespace: Namespace, memo: Memo) -> Future[Callable[[], Hit]]:
         return self._cache.submit_lookup(namespace, memo.asked, seed=memo.seed, extent=self._pool.extent)
@@ -158,7 +178,7 @@ class Link(Connection):
 
     def _store(self, request: Any, tokens: array[int], row: torch.Tensor) -> None:
         memo, page = self.memo(request), self._pool.page
-        namespace = self._namespace if memo.reason is None else None
+        namespace = self._place(memo) if memo.reason is None else None
         if namespace is None:
             return
         chunk = namespace.chunk_tokens
@@ -166,7 +186,7 @@ class Link(Connection):
         if last * chunk <= memo.stored:
             return
         digests = memo.chain(tokens, chunk)
-        first = self._staging.lacking(digests, memo.stored // chunk)
+        first = self._staging.lacking(namespace.lora, digests, memo.stored // chunk)
         if first < last:
             start, stop = first * chunk, last * chunk
             before = start - start % page

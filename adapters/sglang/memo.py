@@ -47,11 +47,13 @@ class Memo:
     that were looked up. question: the lookup, until its answer was taken, which is `hit`. tokens: how many leading ones
     the store has for all ranks. load: while it is LOADING or LOADED. loads: how many were begun. begins: what is
     begun by another's load, while that is waited for. digests: of the chunks of what it is known to consist of. stored:
-    leading tokens that need not be stored.
+    leading tokens that need not be stored. adapter: SGLang's id of its LoRA adapter. lora: that one's digest, as far as
+    this rank knows it. passes: it has none, which was counted.
     """
 
     reason: str | None
     seed: bytes
+    adapter: str | None = None
     stage: Stage = Stage.NEW
     asked: array[int] = field(default_factory=lambda: array("q"))
     question: Future[Callable[[], Hit]] | None = None
@@ -62,13 +64,17 @@ class Memo:
     begins: list[bytes] = field(default_factory=list)
     digests: list[bytes] = field(default_factory=list)
     stored: int = 0
+    lora: str | None = None
+    passes: bool = False
 
     @classmethod
     def of(cls, request: Any) -> Memo:
-        """For SGLang's Req. Without LoRA, which is refused at start, its extra_key is the one the user gave."""
-        reason = pass_through(request)
-        seed = b"" if reason else request_seed(request.extra_key, request.cache_salt)
-        return cls(reason, seed, Stage.NEW if reason is None else Stage.SETTLED)
+        """For SGLang's Req, whose extra_key is the one the user gave, and its adapter's id, which is random."""
+        reason, adapter, key = pass_through(request), request.lora_id, request.extra_key
+        if adapter is not None:
+            key = key.removesuffix(adapter) or None
+        seed = b"" if reason else request_seed(key, request.cache_salt)
+        return cls(reason, seed, adapter, Stage.NEW if reason is None else Stage.SETTLED)
 
     def chain(self, tokens: array[int], chunk: int) -> list[bytes]:
         """The digests of the whole chunks of `tokens`, with which the request's tokens begin."""

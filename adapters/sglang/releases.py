@@ -15,6 +15,7 @@ import torch
 
 VERSION: str = sglang.__version__
 PAGES = VERSION not in ("0.5.21", "0.5.22")  # whether the ways by hashes of pages were run
+LORA_WAS_RUN = VERSION == "0.5.23"
 _ROWS = VERSION == "0.5.21"  # matches and requests carry their rows [token] instead of how many there are
 
 # Arguments, and attributes of requests and of the model's configuration, that a release doesn't have yet.

@@ -5,7 +5,8 @@ from typing import Any
 from kvlingua.adapters.sglang.releases import ABSENT
 
 # Attributes of SGLang's Req that say otherwise, when set, and the reason code. The rest of Req was read: it chooses
-# among logits, says what is returned, or belongs to what is refused at start (LoRA, speculation, separate servers).
+# among logits, says what is returned, is in the keys (the adapter of LoRA), or belongs to what is refused at start
+# (speculation, separate servers).
 MARKS = {
     "input_embeds": "input_embeds",  # the token ids are made up: [1] * n
     "positional_embed_overrides": "embedding_overrides",  # some tokens' embeddings are replaced

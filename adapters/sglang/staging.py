@@ -26,6 +26,7 @@ MOST_KNOWN = 1 << 16
 @dataclass(frozen=True)
 class _Copy:
     handle: StoreHandle
+    lora: str | None
     digests: Sequence[bytes]
     nbytes: int
 
@@ -39,29 +40,32 @@ class Staging:
         self._copies: list[_Copy] = []  # until the cache has copied them on
         self._writing: list[_Copy] = []  # until they are stored, or given up
         self._nbytes = 0
-        self._known: OrderedDict[bytes, float] = OrderedDict()
+        self._known: OrderedDict[tuple[str | None, bytes], float] = OrderedDict()  # by adapter and chunk
 
-    def lacking(self, digests: Sequence[bytes], first: int) -> int:
-        """The first chunk from `first` on that wasn't handed over lately; their number if all were."""
+    def lacking(self, lora: str | None, digests: Sequence[bytes], first: int) -> int:
+        """The first chunk from `first` on that wasn't handed over lately; their number if all were.
+
+        lora: the digest of the adapter that these chunks were computed with.
+        """
         now = time.monotonic()
         for chunk in range(first, len(digests)):
-            if now - self._known.get(digests[chunk], -KNOWN_S) >= KNOWN_S:
+            if now - self._known.get((lora, digests[chunk]), -KNOWN_S) >= KNOWN_S:
                 return chunk
         return len(digests)
 
-    def know(self, digests: Sequence[bytes]) -> None:
-        """These are in the store, or on their way to it."""
+    def know(self, lora: str | None, digests: Sequence[bytes]) -> None:
+        """These are in the store, or on their way to it, with that adapter."""
         now = time.monotonic()
         for digest in digests:
-            self._known[digest] = now
-            self._known.move_to_end(digest)
+            self._known[lora, digest] = now
+            self._known.move_to_end((lora, digest))
         while len(self._known) > MOST_KNOWN:
             self._known.popitem(last=False)
 
-    def forget(self, digests: Sequence[bytes]) -> None:
+    def forget(self, lora: str | None, digests: Sequence[bytes]) -> None:
         """These may not be in the store after all."""
         for digest in digests:
-            self._known.pop(digest, None)
+            self._known.pop((lora, digest), None)
 
     def store(self, namespace: Namespace, digests: Sequence[bytes], source: View, first: int, last: int) -> bool:
         """Store the chunks [first, last), which are what `source` holds; False if there is no room for a copy."""
@@ -77,8 +81,8 @@ class Staging:
             namespace, array("q"), copy, first * chunk, last * chunk, extent=extent, digests=digests[:last]
         )
         self._nbytes += nbytes
-        self._copies.append(_Copy(handle, digests[first:last], nbytes))
-        self.know(digests[first:last])
+        self._copies.append(_Copy(handle, namespace.lora, digests[first:last], nbytes))
+        self.know(namespace.lora, digests[first:last])
         return True
 
     def sweep(self) -> None:
@@ -90,7 +94,7 @@ class Staging:
         for copy in [one for one in self._writing if one.handle.committed.is_set()]:
             self._writing.remove(copy)
             if copy.handle.dropped or copy.handle.error is not None:
-                self.forget(copy.digests)
+                self.forget(copy.lora, copy.digests)
 
     def _contiguous(self, source: View) -> View:
         """Fresh memory for as many tokens, [head, token, dim] per layer and plane."""

@@ -5,6 +5,7 @@ from collections.abc import Callable, Mapping
 from functools import partial
 from typing import Any, TypeAlias, TypeVar
 
+from kvlingua.adapters.sglang.adapters import Adapters
 from kvlingua.adapters.sglang.admission import watch_admission
 from kvlingua.adapters.sglang.connection import Connection
 from kvlingua.adapters.sglang.identity import describe
@@ -90,6 +91,7 @@ def _connect(
         made = kind(KVCache.open(config), description, pool, guard, ranks)
         watch(made.switch_off)
         if isinstance(made, Link):
+            made.adapters = Adapters.of(context, guard)
             watch_admission(made, guard)
     except KVLinguaError as error:
         return reason_of(error), str(error)

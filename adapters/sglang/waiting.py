@@ -61,7 +61,7 @@ class Waiting:
                 link.ask(request, memo)  # it is new, or SGLang had retracted it, and it has come back longer
             if memo.stage in (Stage.ASKED, Stage.LOADING):
                 asked.append((request, memo))
-            elif memo.begins and self._loading(memo.begins):
+            elif memo.begins and self._loading(memo):
                 aside.add(id(request))
             else:
                 memo.begins = []
@@ -97,7 +97,7 @@ class Waiting:
         """
         memo = self._link.memo(request)
         memo.begins = memo.digests[: max(1, (start + stop) // 2 // self._link.chunk_tokens)]
-        return bool(memo.begins) and self._loading(memo.begins)
+        return bool(memo.begins) and self._loading(memo)
 
     def take(self, request: Any, start: int, stop: int) -> torch.Tensor | None:
         """The rows [token] in which the tokens [start, stop) of an admitted request lie by now; they are the caller's.
@@ -143,14 +143,16 @@ class Waiting:
                 self._drop(memo)
                 memo.stage = Stage.SETTLED
 
-    def _loading(self, begins: list[bytes]) -> bool:
-        """Whether a load is under way that goes as far, of a text that begins like that. Of the digests only those are
-        looked at that all ranks have: of what they have agreed to be stored."""
+    def _loading(self, waits: Memo) -> bool:
+        """Whether a load is under way that goes as far, of a text that begins like `waits.begins`, with its adapter. Of
+        the digests only those are looked at that all ranks have: of what they have agreed to be stored."""
+        begins = waits.begins
         tokens = len(begins) * self._link.chunk_tokens
         return any(
             memo.stage is Stage.LOADING
             and memo.load is not None
             and memo.load.stop >= tokens
+            and memo.adapter == waits.adapter
             and memo.digests[: len(begins)] == begins
             for _, memo in self._holders
         )

@@ -5,7 +5,7 @@ biases, whole modules, ...) engines don't all compute the same, or don't compute
 """
 
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import IO, Any
 
@@ -39,8 +39,10 @@ _HARMLESS = frozenset(
 )
 
 
-def adapter_digest(folder: str | Path) -> str:
+def adapter_digest(folder: str | Path, fits: Callable[[Sequence[str]], None] | None = None) -> str:
     """`digest_of` the adapter that PEFT has saved in a folder. Reads all of it.
+
+    fits: given the matrices' names, raises UnsupportedError if the engine doesn't use these.
 
     Raises UnsupportedError for an adapter that isn't a plain LoRA, or whose files can't be read or used.
     """
@@ -54,6 +56,8 @@ def adapter_digest(folder: str | Path) -> str:
         raise _refusal(f"{path} can't be read: {error.strerror}") from None
     except ValueError as error:
         raise _refusal(f"{path} can't be used: {error}") from None
+    if fits is not None:
+        fits([matrix.name for matrix in matrices])
     return digest_of(config["lora_alpha"] / config["r"], matrices)
 
 

@@ -9,6 +9,7 @@ from kvlingua.common.errors import UnsupportedError
 from kvlingua.common.identity.model import ModelDescription
 from kvlingua.common.identity.weight_files import INDEX
 
+BEGAN = "this process began, so which weights it has read can't be proved: restart the engine"
 _TOLERANCE_NS = 20_000_000  # a tick of the start time, one of ctime; no process reads weights that soon after it began
 _MAX_STEPS = 1000  # of a path, the links on it followed: far more than the kernel would go
 
@@ -19,10 +20,11 @@ def check_unchanged(description: ModelDescription, since_ns: int | None) -> None
     check_paths([*filter(os.path.lexists, said), *description.weight_files.values()], since_ns)
 
 
-def check_paths(paths: Iterable[Path], since_ns: int | None) -> None:
+def check_paths(paths: Iterable[Path], since_ns: int | None, event: str = BEGAN) -> None:
     """Raise UnsupportedError unless what these paths lead to is older than `since_ns`, or one can't be followed.
 
-    Every step of the way counts: a link that was changed, or a folder that was renamed, leads to other files.
+    Every step of the way counts: a link that was changed, or a folder that was renamed, leads to other files. event:
+    what happened at `since_ns`, and what to do about a change since.
     """
     if since_ns is None:
         raise UnsupportedError(
@@ -33,7 +35,7 @@ def check_paths(paths: Iterable[Path], since_ns: int | None) -> None:
             if facts.st_ctime_ns <= since_ns + _TOLERANCE_NS:
                 continue
             if not stat.S_ISDIR(facts.st_mode) or _was_renamed(facts, folder):
-                raise _changed(step)
+                raise _changed(step, event)
 
 
 def _steps(path: Path) -> Iterator[tuple[Path, os.stat_result, os.stat_result]]:
@@ -70,11 +72,8 @@ def _was_renamed(facts: os.stat_result, folder: os.stat_result) -> bool:
     return facts.st_ctime_ns != facts.st_mtime_ns and folder.st_mtime_ns >= facts.st_ctime_ns - _TOLERANCE_NS
 
 
-def _changed(path: Path) -> UnsupportedError:
-    return UnsupportedError(
-        "weights_changed",
-        f"{path} changed after this process began, so which weights it has read can't be proved: restart the engine",
-    )
+def _changed(path: Path, event: str) -> UnsupportedError:
+    return UnsupportedError("weights_changed", f"{path} changed after {event}")
 
 
 def _lstat(path: Path) -> os.stat_result:

@@ -26,6 +26,7 @@ class HuggingFace:
 
             self._cache = kvlingua.KVCache.open(kvlingua.Config.resolve(role=launch.role, **launch.config))
             kvlingua.hf.attach(self.model, self._cache)
+        self._adapters: dict[str, str] = {}  # names by folder
         self._computed = 0
         self._first_forward = False
         if not launch.cache:  # kvlingua counts itself, and passes by a model with hooks of others
@@ -51,7 +52,10 @@ class HuggingFace:
             return self._own_cache(**arguments)
         if method == "abort_after":
             return self._abort_after(**arguments)
-        raise LookupError(f"no method {method!r}; there are own_cache, abort_after")
+        if method == "use_adapter":
+            self._use_adapter(**arguments)
+            return None
+        raise LookupError(f"no method {method!r}; there are own_cache, abort_after, use_adapter")
 
     def close(self) -> None:
         if self._cache is not None:
@@ -121,6 +125,18 @@ class HuggingFace:
         except GivenUp:
             return True
         return False
+
+    def _use_adapter(self, folder: str | None) -> None:
+        """From the next prompt on, compute with the LoRA adapter in that folder; None: without."""
+        if folder is None:
+            if self._adapters:
+                self.model.disable_adapters()
+            return
+        if folder not in self._adapters:
+            self._adapters[folder] = f"adapter{len(self._adapters)}"
+            self.model.load_adapter(folder, adapter_name=self._adapters[folder])
+        self.model.enable_adapters()
+        self.model.set_adapter(self._adapters[folder])
 
     def _count(self, module: object, positional: tuple[Any, ...], named: dict[str, Any]) -> None:
         """The input length of each generate's first forward: what is computed of the prompt."""

@@ -1,6 +1,7 @@
 """SGLang as a driver. Options of an ask: `sampling` (further sampling parameters), `request` (further fields of
-SGLang's GenerateReqInput), `overrides` (positions and embeds that replace tokens' own), `abort_when` ([number of
-another ask, tokens]: this one is given up when that one, of the same command, has as many, or has ended)."""
+SGLang's GenerateReqInput, such as lora_path, an adapter's name), `overrides` (positions and embeds that replace tokens'
+own), `abort_when` ([number of another ask, tokens]: this one is given up when that one, of the same command, has as
+many, or has ended)."""
 
 import asyncio
 import os
@@ -74,12 +75,14 @@ class SGLang:
         if method == "update_weights_from_disk":
             update = UpdateWeightFromDiskReqInput(**arguments)
             return bool(loop.run_until_complete(manager.update_weights_from_disk(update, None))[0])
+        if method in ("load_lora_adapter", "unload_lora_adapter"):
+            return str(getattr(self._engine, method)(**arguments).error_message)
         if method == "abort_after":  # steps: tokens that it has by then
             given_up = Ask(arguments["prompt"], 64, options={"abort_when": [0, arguments["steps"]]})
             (answer,) = loop.run_until_complete(self._together([given_up]))
             return len(answer.tokens) < given_up.max_tokens
-        known = "abort_after, flush_cache, open_session, update_weights_from_disk"
-        raise LookupError(f"no method {method!r}; there are {known}")
+        known = "abort_after, flush_cache, load_lora_adapter, unload_lora_adapter, open_session"
+        raise LookupError(f"no method {method!r}; there are {known}, update_weights_from_disk")
 
     def close(self) -> None:
         self._engine.shutdown()

@@ -4,17 +4,18 @@ import hashlib
 import json
 import shutil
 import struct
-from collections.abc import Callable
+import time
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 
-from kvlingua.common.errors import UnsupportedError
-from kvlingua.common.identity.lora import with_adapter
-from kvlingua.common.identity.lora_folder import CONFIG, WEIGHTS, adapter_digest
+from kvlingua.common.errors import KVLinguaError, UnsupportedError
+from kvlingua.common.identity.lora import MARGIN_NS, AdapterDigests, Loaded, with_adapter
+from kvlingua.common.identity.lora_folder import CONFIG, PREFIX, WEIGHTS, adapter_digest
 from tests.common.samples import namespace
 
 NAME = "base_model.model.model.layers.{}.self_attn.{}_proj.lora_{}.weight"
@@ -33,7 +34,7 @@ def matrices(seed: int = 0, dtype: torch.dtype = torch.bfloat16) -> dict[str, to
 
 
 def saved(folder: Path, tensors: dict[str, torch.Tensor] | None = None, **changes: Any) -> Path:
-    folder.mkdir(parents=True)
+    folder.mkdir(parents=True, exist_ok=True)
     save_file(matrices() if tensors is None else tensors, folder / WEIGHTS, metadata={"format": "pt"})
     (folder / CONFIG).write_text(json.dumps(PLAIN | changes))
     return folder
@@ -173,3 +174,41 @@ def test_the_namespace_of_a_model_with_an_adapter() -> None:
     assert len({base.digest, one.digest, other.digest}) == 3
     assert one == with_adapter(base, "ab" * 32)
     assert one.differences(base) == [f"lora: {'ab' * 32} here, null there"]
+
+
+def known(digests: AdapterDigests, folder: Path, loaded_ns: int) -> str | KVLinguaError:
+    end = time.monotonic() + 60
+    while (found := digests.get(str(folder), loaded_ns)) is None and time.monotonic() < end:
+        time.sleep(0.01)
+    assert found is not None
+    return found
+
+
+def test_a_folder_is_what_it_was_when_the_engine_loaded_it(tmp_path: Path) -> None:
+    """Written after this process began, like any adapter that is loaded while an engine runs."""
+    digests = AdapterDigests()
+    folder = saved(tmp_path / "a")
+    before, written = adapter_digest(folder), (folder / CONFIG).stat().st_ctime_ns
+    loaded = written + 2 * MARGIN_NS
+    for too_early in (written - 1, written + MARGIN_NS // 2):
+        assert "changed after it was loaded, or right before" in str(known(digests, folder, too_early))
+    assert known(digests, folder, loaded) == before
+    while time.time_ns() < loaded + MARGIN_NS:
+        time.sleep(0.05)
+    saved(folder, lora_alpha=7)
+    assert "changed after it was loaded" in str(known(digests, folder, loaded))
+    again = (folder / CONFIG).stat().st_ctime_ns + 2 * MARGIN_NS
+    assert known(digests, folder, again) == adapter_digest(folder) != before
+
+
+def test_what_the_engine_asks_of_an_adapter_besides(tmp_path: Path) -> None:
+    folder, loaded = saved(tmp_path / "a"), time.time_ns() + 2 * MARGIN_NS
+    asked: list[tuple[Loaded, list[str]]] = []
+
+    def fits(loaded: Loaded, matrices: Sequence[str]) -> None:
+        asked.append((loaded, sorted(matrices)))
+        raise UnsupportedError("lora", "not this one")
+
+    assert str(known(AdapterDigests(fits), folder, loaded)) == "not this one"
+    names = {name.removeprefix(PREFIX).removesuffix(".weight") for name in load_file(folder / WEIGHTS)}
+    assert asked == [(Loaded(str(folder), loaded), sorted(names))]

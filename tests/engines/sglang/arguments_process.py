@@ -18,12 +18,17 @@ from kvlingua.adapters.sglang.start import connect
 from kvlingua.adapters.sglang.views import describe_pool
 from kvlingua.common.errors import UnsupportedError
 
+LORA: dict[str, Any] = {"enable_lora": True, "max_lora_rank": 8, "lora_target_modules": ["q_proj"]}
 # Arguments in Python's spelling, and the argument that must be named in the refusal.
 CASES: dict[str, tuple[dict[str, Any], str]] = {
     "pipeline parallel": ({"pp_size": 2}, "--pp-size"),
     "no radix cache": ({"disable_radix_cache": True}, "--disable-radix-cache"),
     "another device": ({"device": "cuda"}, "--device"),
-    "LoRA": ({"enable_lora": True, "max_lora_rank": 8, "lora_target_modules": ["q_proj"]}, "--enable-lora"),
+    "LoRA's kernels for GPUs": (LORA, "--lora-backend"),
+    "adapters that come later": (
+        {**LORA, "lora_backend": "torch_native", "enable_lora_overlap_loading": True},
+        "--enable-lora-overlap-loading",
+    ),
     "HiCache": ({"enable_hierarchical_cache": True}, "--enable-hierarchical-cache"),
     "LMCache": ({"enable_lmcache": True}, "--enable-lmcache"),
     "speculation": ({"speculative_algorithm": "NGRAM"}, "--speculative-algorithm"),
@@ -84,6 +89,7 @@ def main() -> None:
         "hub, elsewhere": outcome(of_hub, {"download_dir": "elsewhere"}),
         "folder": outcome(model, {"download_dir": "elsewhere"}),
     }
+    report["LoRA"] = outcome(model, {**LORA, "lora_backend": "torch_native"})
     report["linked"] = linked(model)
     report["unforeseen"] = connect(
         SimpleNamespace(tp_rank=0), Link, describe_pool

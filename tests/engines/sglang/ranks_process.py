@@ -10,12 +10,14 @@ import time
 from array import array
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import torch
 from sglang.srt.managers.schedule_batch import Req
 from torch import distributed
 
+from kvlingua.adapters.sglang.adapters import Adapters
 from kvlingua.adapters.sglang.link import Link
 from kvlingua.adapters.sglang.ranks import Ranks
 from kvlingua.adapters.sglang.views import describe_pool
@@ -29,6 +31,15 @@ from tests.engines.sglang.random_pool import PAGE, random_pool
 from tests.engines.sglang.requests_process import NEW, PROMPT, SLOTS, STORED, TOKENS, request
 from tests.spoil import flip_byte
 
+ADAPTER = "0123456789abcdef" * 2
+
+
+def manager(folder: Path, knows: bool) -> SimpleNamespace:
+    """What SGLang's LoRAManager says of the adapter in a folder; a rank that doesn't know it has it no more."""
+    wrapped = {f"model.layers.{layer}.self_attn.qkv_proj": None for layer in range(64)}
+    configs = {ADAPTER: SimpleNamespace(path=str(folder))}
+    return SimpleNamespace(lora_modules=[wrapped], configs=configs, lora_refs={ADAPTER: True} if knows else {})
+
 
 class Rank:
     """One of the two; all of its methods are called by both, in the same order."""
@@ -40,7 +51,11 @@ class Rank:
         kv = random_pool(shape, extent.heads)
         self.heads = f"h{extent.head_start}-{extent.head_stop}"
         self.cache = KVCache.open(Config(url=self.store_folder.as_uri()))
-        self.link = Link(self.cache, description, describe_pool(kv, shape, PAGE, extent), Guard("sglang"), ranks)
+        pool = describe_pool(kv, shape, PAGE, extent)
+        self.manager = manager(folder / "adapter", knows=ranks.rank == 0)
+        self.adapters = Adapters(self.manager)
+        self.link = Link(self.cache, description, pool, Guard("sglang"), ranks)
+        self.link.adapters = self.adapters
         self.freed: list[torch.Tensor] = []
         self.waiting = Waiting(self.link, self.freed.append)
         self.link.start()
@@ -73,6 +88,16 @@ class Rank:
                 return self.link.promised(self.link.memo(one), tokens, len(tokens) - 1, 0)
         raise SystemExit("a request waits for ever")
 
+    def with_adapter(self) -> list[int]:
+        """Objects that this rank stores for a request with the adapter, and what another one is promised then."""
+        while self.adapters.digest(ADAPTER) is None:
+            time.sleep(0.05)
+        before = self.objects()
+        self.link.store(request(lora_id=ADAPTER), PROMPT[:TOKENS], SLOTS[:TOKENS])
+        assert self.cache.flush(10)
+        distributed.barrier()
+        return [self.objects() - before, self.wait(request(lora_id=ADAPTER))]
+
     def begin(self, one: Req, slots: torch.Tensor | None) -> list[Any]:
         """Whether a load was begun; once it has ended, what is promised; how many tokens' memory was freed, and is
         held."""
@@ -97,6 +122,9 @@ def main(rank: int, model: str, folder: Path, results: Any) -> None:
     report["one fails"] = mine.begin(one, slots)
     mine.on_second(Path.unlink, NEW)
     report["one has less"] = mine.wait(request(NEW))
+    report["one knows no digest"] = mine.with_adapter()
+    mine.manager.lora_refs[ADAPTER] = True
+    report["both know it"] = mine.with_adapter()
     results.put((rank, report))
     distributed.barrier()
     distributed.destroy_process_group()

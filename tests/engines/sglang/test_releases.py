@@ -73,6 +73,14 @@ def test_requests_of_a_release(release: str, tmp_path: Path) -> None:
     assert found["holding"]["no memory"] == [False, 0, 0]
 
 
+@pytest.mark.parametrize("release", RELEASES)
+def test_lora_in_a_release_where_it_was_not_run(release: str) -> None:
+    needs(release)
+    found = run("arguments_process.py", str(MODEL), str(MODEL), release=release)
+    assert found["plain"] == "understood"
+    assert f"LoRA was never run with SGLang {release.partition('==')[2]}" in found["LoRA"]
+
+
 @pytest.mark.parametrize("release", REFUSED)
 def test_a_release_that_is_refused(release: str, tmp_path: Path) -> None:
     """It says so, and answers."""

@@ -1,46 +1,23 @@
 """What was computed with a LoRA adapter is found by requests of that very adapter, known by its content: not by the
 base model's, not by another adapter's, not by one that took its name."""
 
-import json
 import shutil
 import time
 from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
-import torch
-from safetensors.torch import save_file
 
-from demo.job import MODEL
 from engines.drivers.driver import Driver
 from engines.drivers.protocol import Ask
+from tests.engines.adapters import RANK, random_adapter
 from tests.engines.texts import chunks, length, taken, text
 from tests.engines.vllm.conftest import Launcher
 from tests.spoil import negate_v
 
-RANK = 8
 # More slots for adapters than the tests have: once the last one is in use, vLLM computes others wrongly.
 ENGINE = {"enable_prefix_caching": False, "enable_lora": True, "max_lora_rank": RANK, "max_loras": 8}
 TEXT, OTHER = text(80), text(81)
-
-
-def random_adapter(folder: Path, seed: int, **changes: object) -> Path:
-    """A LoRA adapter of q and v with large random weights."""
-    folder.mkdir()
-    config = json.loads((Path(MODEL) / "config.json").read_text())
-    hidden, head = config["hidden_size"], config["head_dim"]
-    widths = {"q_proj": config["num_attention_heads"] * head, "v_proj": config["num_key_value_heads"] * head}
-    generator = torch.Generator().manual_seed(seed)
-    tensors = {}
-    for layer in range(config["num_hidden_layers"]):
-        for name, width in widths.items():
-            key = f"base_model.model.model.layers.{layer}.self_attn.{name}"
-            tensors[f"{key}.lora_A.weight"] = torch.randn(RANK, hidden, generator=generator)
-            tensors[f"{key}.lora_B.weight"] = torch.randn(width, RANK, generator=generator)
-    save_file(tensors, folder / "adapter_model.safetensors")
-    values = {"peft_type": "LORA", "r": RANK, "lora_alpha": RANK, "target_modules": list(widths), "bias": "none"}
-    (folder / "adapter_config.json").write_text(json.dumps(values | changes))
-    return folder
 
 
 @dataclass(frozen=True)
