@@ -100,8 +100,12 @@ def check_used(modules: Collection[str], wrapped: Collection[str]) -> None:
 
 def check_alone(folder: Path, since_ns: int | None) -> None:
     """SGLang reads every safetensors file of a folder. Raise UnsupportedError if since then there was another one."""
-    for path in sorted(folder.iterdir()):
-        if ".safetensors" in path.name and path.name != WEIGHTS:
-            raise UnsupportedError("lora", f"SGLang reads {path.name} in {folder}, too: leave only {WEIGHTS} there")
-    if since_ns is None or folder.stat().st_mtime_ns > since_ns:
+    try:
+        names, changed_ns = sorted(path.name for path in folder.iterdir()), folder.stat().st_mtime_ns
+    except OSError as error:
+        raise UnsupportedError("lora", f"{folder} can't be read: {error.strerror}") from None
+    for name in names:
+        if ".safetensors" in name and name != WEIGHTS:
+            raise UnsupportedError("lora", f"SGLang reads {name} in {folder}, too: leave only {WEIGHTS} there")
+    if since_ns is None or changed_ns > since_ns:
         raise UnsupportedError("lora", f"files came into {folder} or went from it after SGLang may have read it")

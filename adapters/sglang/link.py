@@ -46,7 +46,7 @@ class Link(Connection):
         ranks: Ranks | None = None,
     ) -> None:
         super().__init__(cache, description, pool, guard, ranks)
-        self.adapters: Adapters | None = None  # where LoRA is enabled
+        self.adapters: Adapters | None = None
         self._staging = Staging(cache, pool)
         # By the request itself, not its rid, which users choose: two live ones may have the same.
         self._memos: weakref.WeakKeyDictionary[Any, Memo] = weakref.WeakKeyDictionary()
@@ -67,7 +67,7 @@ class Link(Connection):
         """Have the request's tokens looked up, those it has generated included; `said` gives the answer."""
         memo.asked = request.origin_input_ids + request.output_ids
         memo.stage, memo.hit, memo.tokens, memo.loads = Stage.ASKED, None, 0, 0
-        namespace = self._place(memo)
+        namespace = self._namespace_of(memo)
         if namespace is not None:
             memo.question = self._guard.run("lookup", None, self._submit_lookup, namespace, memo)
 
@@ -139,7 +139,7 @@ class Link(Connection):
 
     def settle(self, memo: Memo) -> None:
         """Nothing more is promised. What was to be loaded may have gone: it is stored anew where it is missing."""
-        self._staging.forget(memo.lora, memo.digests)
+        self._staging.forget(memo.digests, memo.lora)
         memo.load, memo.hit, memo.stage, memo.stored = None, None, Stage.SETTLED, 0
 
     def store(self, request: Any, tokens: array[int], row: torch.Tensor) -> None:
@@ -151,7 +151,7 @@ class Link(Connection):
         """Let go of memory that isn't needed any more."""
         self._guard.run("store", None, self._staging.sweep)
 
-    def _place(self, memo: Memo) -> Namespace | None:
+    def _namespace_of(self, memo: Memo) -> Namespace | None:
         """Where the request's KV belongs; None if there is no cache for it, or not yet. Ranks may differ in that."""
         namespace = self._namespace
         if namespace is None or memo.adapter is None:
@@ -164,8 +164,10 @@ class Link(Connection):
                 refused(self._guard.adapter, "lora")
             memo.passes = True
             return None
+        if found is None:
+            return None
         memo.lora = found
-        return None if found is None else with_adapter(namespace, found)
+        return with_adapter(namespace, found)
 
     def _submit_lookup(self, namespace: Namespace, memo: Memo) -> Future[Callable[[], Hit]]:
         return self._cache.submit_lookup(namespace, memo.asked, seed=memo.seed, extent=self._pool.extent)
@@ -178,7 +180,7 @@ class Link(Connection):
 
     def _store(self, request: Any, tokens: array[int], row: torch.Tensor) -> None:
         memo, page = self.memo(request), self._pool.page
-        namespace = self._place(memo) if memo.reason is None else None
+        namespace = self._namespace_of(memo) if memo.reason is None else None
         if namespace is None:
             return
         chunk = namespace.chunk_tokens
@@ -186,7 +188,7 @@ class Link(Connection):
         if last * chunk <= memo.stored:
             return
         digests = memo.chain(tokens, chunk)
-        first = self._staging.lacking(namespace.lora, digests, memo.stored // chunk)
+        first = self._staging.lacking(digests, memo.stored // chunk, namespace.lora)
         if first < last:
             start, stop = first * chunk, last * chunk
             before = start - start % page

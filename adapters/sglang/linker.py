@@ -70,11 +70,11 @@ class LinkedPages(Pages):
 
     def _remember(self, hashes: Sequence[str], stored: bool) -> None:
         """Whether they need not be stored when SGLang offers them."""
-        (self._staging.know if stored else self._staging.forget)(None, digests_of(hashes))
+        (self._staging.know if stored else self._staging.forget)(digests_of(hashes))
 
     def _store(self, namespace: Namespace, hashes: Sequence[str], slots: torch.Tensor) -> bool:
         digests = digests_of(hashes)
-        first, last = self._staging.lacking(None, digests, 0), len(digests)
+        first, last = self._staging.lacking(digests, 0), len(digests)
         if first == last:
             return True
         source = self._view(slots[first * self.chunk_tokens :])

@@ -42,7 +42,7 @@ class Staging:
         self._nbytes = 0
         self._known: OrderedDict[tuple[str | None, bytes], float] = OrderedDict()  # by adapter and chunk
 
-    def lacking(self, lora: str | None, digests: Sequence[bytes], first: int) -> int:
+    def lacking(self, digests: Sequence[bytes], first: int, lora: str | None = None) -> int:
         """The first chunk from `first` on that wasn't handed over lately; their number if all were.
 
         lora: the digest of the adapter that these chunks were computed with.
@@ -53,8 +53,8 @@ class Staging:
                 return chunk
         return len(digests)
 
-    def know(self, lora: str | None, digests: Sequence[bytes]) -> None:
-        """These are in the store, or on their way to it, with that adapter."""
+    def know(self, digests: Sequence[bytes], lora: str | None = None) -> None:
+        """These are in the store, or on their way to it."""
         now = time.monotonic()
         for digest in digests:
             self._known[lora, digest] = now
@@ -62,7 +62,7 @@ class Staging:
         while len(self._known) > MOST_KNOWN:
             self._known.popitem(last=False)
 
-    def forget(self, lora: str | None, digests: Sequence[bytes]) -> None:
+    def forget(self, digests: Sequence[bytes], lora: str | None = None) -> None:
         """These may not be in the store after all."""
         for digest in digests:
             self._known.pop((lora, digest), None)
@@ -82,7 +82,7 @@ class Staging:
         )
         self._nbytes += nbytes
         self._copies.append(_Copy(handle, namespace.lora, digests[first:last], nbytes))
-        self.know(namespace.lora, digests[first:last])
+        self.know(digests[first:last], namespace.lora)
         return True
 
     def sweep(self) -> None:
@@ -94,7 +94,7 @@ class Staging:
         for copy in [one for one in self._writing if one.handle.committed.is_set()]:
             self._writing.remove(copy)
             if copy.handle.dropped or copy.handle.error is not None:
-                self.forget(copy.lora, copy.digests)
+                self.forget(copy.digests, copy.lora)
 
     def _contiguous(self, source: View) -> View:
         """Fresh memory for as many tokens, [head, token, dim] per layer and plane."""

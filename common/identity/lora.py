@@ -66,9 +66,9 @@ class AdapterDigests:
     def __init__(self, fits: Fits | None = None) -> None:
         self._fits = fits
         self._lock = threading.Lock()
-        self._checks = DeadlineWorker("kvlingua-adapter-check", {})
         self._reading = threading.Lock()  # an adapter is in memory as a whole while it is hashed
         self._found: dict[Loaded, str | KVLinguaError | None] = {}
+        self._checks = DeadlineWorker("kvlingua-adapter-check", {})
 
     def get(self, folder: str, loaded_ns: int | None = None) -> str | KVLinguaError | None:
         """The digest; None as long as it isn't known; or why there is none, for good. Waits for its file system for

@@ -62,6 +62,8 @@ def test_other_files_of_a_folder(tmp_path: Path) -> None:
         check_alone(tmp_path, now - 1)
     with pytest.raises(UnsupportedError, match="after SGLang may have read it"):
         check_alone(tmp_path, None)
+    with pytest.raises(UnsupportedError, match="can't be read: No such file"):
+        check_alone(tmp_path / "gone", now)
     for name in ("more.safetensors", "model.safetensors.index.json"):
         (tmp_path / name).touch()
         with pytest.raises(UnsupportedError, match=f"SGLang reads {name}"):

@@ -66,7 +66,7 @@ def linked(model: str) -> dict[str, str]:
         "pages as chunks": outcome(model, flags, LinkedPages),
         "shorter pages": outcome(model, flags, LinkedPages, page=16),
         "streaming sessions": outcome(model, flags | {"enable_streaming_session": True}, LinkedPages),
-        "LoRA": outcome(model, flags | CASES["LoRA"][0], LinkedPages),
+        "LoRA": outcome(model, {**flags, **LORA, "lora_backend": "torch_native"}, LinkedPages),
         "beside the flag": outcome(model, flags),
     }
     with patch("kvlingua.adapters.sglang.pages.request_seed", lambda extra_key, salt: b""):
