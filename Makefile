@@ -26,7 +26,7 @@ LOCKED := $(if $(shell command -v flock),flock .make.lock) $(MAKE) --no-print-di
 unexport PYTHONPATH PYTHONHOME VIRTUAL_ENV
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help setup _setup _why_no_library check check-native check-cpus check-kernels kernels-report gpu-check fuzz format test test-fast soak engines matrix engines-clean site demo clean
+.PHONY: help setup _setup _why_no_library check check-native check-cpus check-kernels kernels-report gpu-check fuzz format test test-all test-fast soak engines matrix engines-clean site demo clean
 
 help: ## list the targets
 	@sed -n 's/^\([a-z-]*\):[^#]*## /\1|/p' $(MAKEFILE_LIST) | awk -F'|' '{printf "  make %-15s %s\n", $$1, $$2}'
@@ -99,7 +99,10 @@ test: check engines site ## make check, half a minute of fuzzing under sanitizer
 	$(if $(shell command -v $(CXX)),$(PY) -m tests.native.check fuzz --seconds 30,@echo "no C++ compiler: nothing to fuzz")
 	$(PY) -m tests.native.kernels
 	$(PYTEST) -m 'not engine'
-	$(PYTEST) --numprocesses 3 -m engine
+	$(PYTEST) --numprocesses 3 -m 'engine and not thorough'
+
+test-all: test ## and the tests of engines' further ways, which don't fit into half an hour
+	$(PYTEST) --numprocesses 3 -m thorough
 
 test-fast: check ## make check and the tests that start no engine
 	$(PYTEST) -m 'not engine'

@@ -17,8 +17,10 @@ from demo.job import MODEL
 from engines.drivers.driver import Driver
 from engines.drivers.protocol import Ask
 from kvlingua.adapters.conformance import AdapterConformance, Answered, HangingStore, Prompt, RunningEngine, Setup
+from kvlingua.adapters.conformance.checks import Cold
 from kvlingua.adapters.conformance.prompts import Prompts
 from kvlingua.adapters.conformance.suite import Written
+from tests.engines.reference import answer
 from tests.hanging import hanging_folder, why_not
 
 QUESTION = 12  # tokens, about
@@ -99,6 +101,12 @@ class DrivenConformance(AdapterConformance):
     def driven(cls, driver: Driver) -> Iterator[RunningEngine]:
         with driver:
             yield Driven(driver, cls.forget)
+
+    @pytest.fixture(scope="class")
+    @classmethod
+    def cold(cls, prompts: Prompts) -> Cold:
+        """transformers' answers, without starting an engine."""
+        return {tuple(prompt.tokens): answer(Ask(prompt.tokens)) for prompt in prompts.all}
 
     @classmethod
     def prompt(cls, seed: int, tokens: int) -> Sequence[int]:

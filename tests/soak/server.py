@@ -58,8 +58,9 @@ class Server:
             "KVLINGUA_MAX_BYTES": str(max_bytes),
             "KVLINGUA_METRICS_DIR": str(self.metrics),
         }
-        # A busy machine isn't a store in trouble.
-        settings |= {"KVLINGUA_LOOKUP_TIMEOUT_S": "5"}
+        settings |= {"KVLINGUA_LOOKUP_TIMEOUT_S": "5"}  # a busy machine isn't a store in trouble
+        # What torch's kernels keep of every shape that they met would hide a leak.
+        settings |= {"ONEDNN_PRIMITIVE_CACHE_CAPACITY": "16", "LRU_CACHE_CAPACITY": "16"}
         self._environment = environment(engine, settings)
 
     def start(self) -> None:

@@ -7,6 +7,8 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import pytest
+
 from demo.job import MODEL
 from engines.drivers.driver import Driver
 from engines.launch import environment
@@ -15,6 +17,8 @@ from tests.engines.releases import ASKS, FLIPPED, NEGATED, PLAIN, PRODUCED, spoi
 from tests.engines.sglang.conftest import Launcher
 from tests.engines.sglang.hicache_on_cpu import install
 from tests.engines.texts import CHUNK, chunks, length, taken
+
+pytestmark = pytest.mark.thorough
 
 BACKEND = {
     "backend_name": "kvlingua",

@@ -5,12 +5,16 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import pytest
+
 from demo.job import MODEL
 from engines.drivers.driver import Driver
 from kvlingua.common.identity.chain import chain_digests, request_seed
 from tests.engines.releases import FLIPPED, NEGATED, PLAIN, PRODUCED, spoiled_copy, store_all
 from tests.engines.sglang.conftest import Launcher
 from tests.engines.texts import CHUNK, chunks, length, taken
+
+pytestmark = pytest.mark.thorough
 
 LINKER: dict[str, Any] = {
     "radix_cache_backend": None,

@@ -20,6 +20,8 @@ from tests.engines.sglang.lora import ENABLED, unpinned, wait_until_known, with_
 from tests.engines.texts import chunks, length, taken, text, whole
 from tests.spoil import negate_v
 
+pytestmark = pytest.mark.thorough
+
 PAGE = 16
 TEXT, OTHER = text(160), text(161)
 # Fewer slots than adapters, so that SGLang takes slots away and gives them to others.

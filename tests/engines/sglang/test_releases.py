@@ -14,6 +14,8 @@ from tests.engines.releases import ASKS, FLIPPED, NEGATED, PLAIN, PRODUCED, Stor
 from tests.engines.sglang.in_engine import run
 from tests.engines.texts import chunks, length, taken
 
+pytestmark = pytest.mark.thorough
+
 KNOWN = [name for name in all_names() if name.startswith("sglang==")]
 RELEASES = [name for name in KNOWN if SGLANG.supports(name.partition("==")[2])]
 REFUSED = [name for name in KNOWN if name not in RELEASES]

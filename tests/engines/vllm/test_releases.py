@@ -14,6 +14,8 @@ from tests.engines.releases import FLIPPED, NEGATED, PLAIN, PRODUCED, Stored, ne
 from tests.engines.texts import chunks, length, taken
 from tests.engines.vllm.conftest import INSIDE
 
+pytestmark = pytest.mark.thorough
+
 RELEASES = [name for name in all_names() if name.startswith("vllm==")]
 CASES = [(release, page) for release in RELEASES if VLLM.supports(release[6:]) for page in (32, 128)]
 UNKNOWN = [release for release in RELEASES if not VLLM.supports(release[6:])]
