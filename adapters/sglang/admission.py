@@ -7,7 +7,8 @@ from kvlingua.adapters.sglang.hooks import install
 from kvlingua.adapters.sglang.link import Link
 from kvlingua.common.guard import Guard
 
-TARGET = "sglang.srt.managers.scheduler.Scheduler._get_new_batch_prefill_raw"
+CHOICE = "sglang.srt.managers.scheduler.Scheduler._get_new_batch_prefill_raw"
+SLEEP = "sglang.srt.managers.scheduler.Scheduler.maybe_sleep_on_idle"
 
 
 class _Visible(list[Any]):
@@ -22,7 +23,8 @@ class _Visible(list[Any]):
 
 
 def watch_admission(link: Link, guard: Guard) -> None:
-    """Call `link.step` before each of the scheduler's choices. Raises UnsupportedError if that can't be done."""
+    """Call `link.step` before each of the scheduler's choices, and keep an idle scheduler awake (--sleep-on-idle) while
+    somebody steps aside. Raises UnsupportedError if that can't be done."""
 
     def choose(original: Callable[..., Any], scheduler: Any, *args: Any, **kwargs: Any) -> Any:
         queue = scheduler.waiting_queue
@@ -39,4 +41,7 @@ def watch_admission(link: Link, guard: Guard) -> None:
                 left.sort(key=lambda request: place.get(id(request), len(place)))
             scheduler.waiting_queue = left + visible.late
 
-    install({TARGET: choose}, "AROUND")
+    def sleep(original: Callable[..., Any], scheduler: Any, *args: Any, **kwargs: Any) -> Any:
+        return None if scheduler.waiting_queue else original(scheduler, *args, **kwargs)
+
+    install({CHOICE: choose, SLEEP: sleep}, "AROUND")

@@ -46,6 +46,7 @@ class SGLang:
             "enable_metrics": True,
             "random_seed": 0,
             "log_level": "info",
+            "sleep_on_idle": True,  # else its scheduler keeps a core busy that others need
             **({"radix_cache_backend": "kvlingua"} if launch.cache else {}),
             **launch.engine,
         }

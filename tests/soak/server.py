@@ -30,7 +30,7 @@ ARGUMENTS = {
     "sglang": """-m sglang.launch_server --model-path {model} --served-model-name model --dtype float32 --host 127.0.0.1
         --port {port} --page-size 16 --context-length {longest} --max-total-tokens 5120 --max-running-requests 4
         --mem-fraction-static 0.6 --device cpu --attention-backend torch_native --disable-cuda-graph --random-seed 0
-        --chunked-prefill-size 512 --radix-cache-backend kvlingua""",
+        --chunked-prefill-size 512 --radix-cache-backend kvlingua --sleep-on-idle""",
 }
 
 
