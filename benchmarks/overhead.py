@@ -1,10 +1,11 @@
 """What kvlingua costs an engine when there is nothing to reuse.
 
-    python benchmarks/overhead.py [--engines vllm,sglang] [--pairs 7] [--prompts 4] [--tokens 1024] [--check]
+    python benchmarks/overhead.py [--engines vllm,sglang] [--pairs 7] [--prompts 4] [--tokens 1024] [--dtype bfloat16]
+        [--check]
 
-The model is that of ttft.py, in bfloat16, with one compute thread. The engine runs twice side by side, with the flag
-and without; while one works all processes of the other are stopped. A turn: --prompts new prompts of --tokens tokens,
-handed over together, and 32 tokens generated for each. With the flag each is looked up, missed and stored.
+The model is that of ttft.py, with one compute thread. The engine runs twice side by side, with the flag and without;
+while one works all processes of the other are stopped. A turn: --prompts new prompts of --tokens tokens, handed over
+together, and 32 tokens generated for each. With the flag each is looked up, missed and stored.
 
     own clock   CPU seconds inside kvlingua's hooks and threads, by its own count (kvlingua_cpu_seconds_total), those
                 of writing behind the last answer included, of the CPU seconds of all of the engine's processes until
@@ -64,7 +65,9 @@ def turn(driver: Driver, prompts: list[list[int]]) -> Turn:
     return Turn(cpu, wall, driver.metric(METRIC) - ours)
 
 
-def measure(engine: str, model: Path, pairs: int, prompts: int, tokens: int, work: Path) -> Iterator[tuple[Turn, Turn]]:
+def measure(
+    engine: str, model: Path, pairs: int, prompts: int, tokens: int, dtype: str, work: Path
+) -> Iterator[tuple[Turn, Turn]]:
     """Pairs of turns: with the flag, and without."""
     store = work / f"store-{engine}"
     length = tokens + ANSWER
@@ -79,7 +82,7 @@ def measure(engine: str, model: Path, pairs: int, prompts: int, tokens: int, wor
             settings=SETTINGS | {"KVLINGUA_MAX_BYTES": "64GiB"},
             page=PAGES[engine],
             max_model_len=length,
-            dtype="bfloat16",
+            dtype=dtype,
             cache=cache,
             engine=room,
         )
@@ -123,6 +126,7 @@ def main() -> int:
     parser.add_argument("--pairs", type=int, default=7)
     parser.add_argument("--prompts", type=int, default=4)
     parser.add_argument("--tokens", type=int, default=1024)
+    parser.add_argument("--dtype", choices=["float32", "bfloat16"], default="bfloat16", help="of weights and KV")
     parser.add_argument("--mlp", type=int, default=8192, help="width of the MLP (default: %(default)s)")
     parser.add_argument("--json", action="store_true", help="one object a row instead of a table")
     parser.add_argument("--check", action="store_true", help=f"exit 1 if the own clock's share is above {AT_MOST:.0%}")
@@ -132,7 +136,9 @@ def main() -> int:
         work = Path(name)
         make_model(work / "model", options.mlp)
         for engine in options.engines.split(","):
-            found = list(measure(engine, work / "model", options.pairs, options.prompts, options.tokens, work))
+            found = list(
+                measure(engine, work / "model", options.pairs, options.prompts, options.tokens, options.dtype, work)
+            )
             kinds = {
                 "own clock / engine's CPU": [ours.ours / ours.cpu for ours, _ in found],
                 "A/B, CPU": [ours.cpu / other.cpu for ours, other in found],

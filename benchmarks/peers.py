@@ -1,14 +1,15 @@
 """Time to first token on a stored prefix: kvlingua, LMCache and the engine's own prefix cache, interleaved in one run.
 
-    python benchmarks/peers.py [--engines vllm,sglang] [--tokens 1024,4096] [--rounds 7] [--check]
+    python benchmarks/peers.py [--engines vllm,sglang] [--tokens 1024,4096] [--rounds 7] [--dtype bfloat16] [--check]
 
-The model and the prompts are those of ttft.py, in bfloat16, with one compute thread. vLLM runs twice side by side, once
-with kvlingua and a folder (files in the page cache), once with LMCache 0.5.6 in multiprocess mode with shared memory;
-while one is asked all of the other engine's own processes are stopped (LMCache's server goes on). Producers, other
-processes, have stored one prefix a round before. A round asks both engines, in an order that is drawn anew: a prompt
-with an unseen prefix (cold), one with the stored prefix (warm), and one with that prefix out of the engine's own cache
-(own, the floor of any reuse). In each the engine's counters must say that just the prefix was reused. SGLang, which
-LMCache doesn't support on CPUs, is measured against its own radix cache alone.
+The model and the prompts are those of ttft.py, with one compute thread. A CPU without AVX-512 takes minutes for a
+cold prompt in bfloat16: there --dtype float32 and a smaller --mlp show the same, of another model. vLLM runs twice
+side by side, once with kvlingua and a folder (files in the page cache), once with LMCache 0.5.6 in multiprocess mode
+with shared memory; while one is asked all of the other engine's own processes are stopped (LMCache's server goes on).
+Producers, other processes, have stored one prefix a round before. A round asks both engines, in an order that is
+drawn anew: a prompt with an unseen prefix (cold), one with the stored prefix (warm), and one with that prefix out of
+the engine's own cache (own, the floor of any reuse). In each the engine's counters must say that just the prefix was
+reused. SGLang, which LMCache doesn't support on CPUs, is measured against its own radix cache alone.
 
 LMCache is installed into an environment of its own, in the user's cache folder, at the first run.
 """
@@ -38,7 +39,7 @@ from kvlingua.common.prefix import reusable_tokens
 NEAR_OWN = 1.6  # kvlingua's warm / vLLM's own prefix cache at 4,096 tokens, at most
 SETTLE_S = 1.0  # for what is still written after an answer
 LMCACHE_CHUNK = 256
-KV_BYTES = 32 << 10  # of a token
+KV_BYTES = {"bfloat16": 32 << 10, "float32": 64 << 10}  # of a token
 
 
 @dataclass
@@ -54,7 +55,7 @@ class Peer:
     seconds: dict[str, list[float]] = field(default_factory=lambda: {"cold": [], "warm": [], "own": []})
 
     def start(self, log: Path) -> Driver:
-        return Driver(self.engine, self.model, log=log, page=PAGES[self.engine], dtype="bfloat16", **self.launch)
+        return Driver(self.engine, self.model, log=log, page=PAGES[self.engine], **self.launch)
 
     def reused(self, tokens: int) -> int:
         """How many tokens of a stored prefix of `tokens` a prompt with a question behind it can reuse."""
@@ -107,10 +108,10 @@ def measure(peers: list[Peer], tokens: int, rounds: int, work: Path) -> None:
 
 
 @contextmanager
-def peers_of(engine: str, model: Path, tokens: int, rounds: int, work: Path) -> Iterator[list[Peer]]:
+def peers_of(engine: str, model: Path, tokens: int, dtype: str, rounds: int, work: Path) -> Iterator[list[Peer]]:
     whole = tokens + QUESTION
     room = {"sglang": {"max_total_tokens": (3 * rounds + 4) * whole}}.get(engine, {})
-    common = {"max_model_len": whole + CHUNK_TOKENS}
+    common = {"max_model_len": whole + CHUNK_TOKENS, "dtype": dtype}
     store = work / f"store-{engine}-{tokens}"
     ours = {"url": store.as_uri(), "settings": SETTINGS, "engine": room, **common}
     ours["settings"] = SETTINGS | {"KVLINGUA_MAX_BYTES": "64GiB"}
@@ -119,7 +120,7 @@ def peers_of(engine: str, model: Path, tokens: int, rounds: int, work: Path) -> 
         yield [kvlingua]
         return
     python = lmcache_server.lmcache_python()
-    gigabytes = 1 + (2 * rounds + 2) * whole * KV_BYTES / 1e9
+    gigabytes = 1 + (2 * rounds + 2) * whole * KV_BYTES[dtype] / 1e9
     with lmcache_server.server(python, work / f"{tokens}-lmcache-server.log", gigabytes) as connector:
         launch = {
             "cache": False,
@@ -157,6 +158,7 @@ def main() -> int:
     parser.add_argument("--engines", default="vllm,sglang")
     parser.add_argument("--tokens", default="1024,4096")
     parser.add_argument("--rounds", type=int, default=7)
+    parser.add_argument("--dtype", choices=["float32", "bfloat16"], default="bfloat16", help="of weights and KV")
     parser.add_argument("--mlp", type=int, default=8192, help="width of the MLP (default: %(default)s)")
     parser.add_argument("--json", action="store_true", help="one object a row instead of a table")
     check = (
@@ -172,7 +174,7 @@ def main() -> int:
         make_model(work / "model", options.mlp)
         for engine in options.engines.split(","):
             for tokens in map(int, options.tokens.split(",")):
-                with peers_of(engine, work / "model", tokens, options.rounds, work) as peers:
+                with peers_of(engine, work / "model", tokens, options.dtype, options.rounds, work) as peers:
                     measure(peers, tokens, options.rounds, work)
                 for each in rows(engine, tokens, peers):
                     text = f"{each['name']:48} {each['ratio']:6.2f}  ({each['min']:.2f} - {each['max']:.2f})"
