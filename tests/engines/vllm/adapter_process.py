@@ -67,7 +67,7 @@ def configuration(**changes: Any) -> Any:
 
 
 def said(config: Any) -> list[str]:
-    plan = SimpleNamespace(has_mamba_layers=False, kv_cache_groups=[None])
+    plan = SimpleNamespace(has_mamba_layers=False, kv_cache_groups=[])
     return [f"{reason}: {message}" for reason, message in refusals(config, plan, "0.32.0")]
 
 
