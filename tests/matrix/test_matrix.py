@@ -132,3 +132,11 @@ def test_the_committed_pages_are_what_the_committed_results_give() -> None:
     for path, text in pages().items():
         assert path.read_text() == text, f"{path.name} is stale: run `python -m matrix render`"
     assert {PAGE, HEAT_MAP} == set(pages())
+
+
+def test_the_committed_results_have_green_cells_and_no_red_one() -> None:
+    groups = read_groups()
+    rules, results = read_rules(groups), latest()
+    words = [verdict(cell, rules, results).word for group in groups for cell in group.cells()]
+    assert words.count("green") >= 150
+    assert "red" not in words
