@@ -98,7 +98,8 @@ def _run_group(
             found, versions[side] = consume(side, group, model, work, stores)
         except Exception as error:  # noqa: BLE001
             say(f"{side.label} can't reuse: {error}")
-            found = {cell.producer: Outcome([repr(error).splitlines()[0]], "not run to its end") for cell in mine}
+            said = (str(error) or repr(error)).splitlines()[0]
+            found = {cell.producer: Outcome([said], "not run to its end") for cell in mine}
         for cell in mine:
             lost = Outcome(["its producer didn't run to its end"], "not run to its end")
             finished(cell, found.get(cell.producer, lost))
