@@ -6,7 +6,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from tests.soak.watch import DESCRIPTORS, Trend
+from tests.soak.watch import DESCRIPTORS, MEMORY_MIB_PER_MINUTE, Trend
 
 
 @dataclass(frozen=True)
@@ -45,7 +45,7 @@ class Report:
             if not trend.flat:
                 found.append(
                     f"{trend.server}, life {trend.life}: memory rises by {trend.mib_per_minute} MiB a minute (at most "
-                    f"{trend.most_mib_per_minute}), descriptors by {trend.descriptors} (at most {DESCRIPTORS})"
+                    f"{MEMORY_MIB_PER_MINUTE}), descriptors by {trend.descriptors} (at most {DESCRIPTORS})"
                 )
         return found
 

@@ -59,7 +59,8 @@ class Server:
             "KVLINGUA_METRICS_DIR": str(self.metrics),
         }
         settings |= {"KVLINGUA_LOOKUP_TIMEOUT_S": "5"}  # a busy machine isn't a store in trouble
-        # What torch's kernels keep of every shape that they met would hide a leak.
+        # What torch's kernels keep of every shape that they met would hide a leak: with it vLLM alone rose by 18 MiB a
+        # minute, without it one with kvlingua by less than 1.
         settings |= {"ONEDNN_PRIMITIVE_CACHE_CAPACITY": "16", "LRU_CACHE_CAPACITY": "16"}
         self._environment = environment(engine, settings)
 

@@ -69,7 +69,7 @@ def test_what_leaks_or_ended_fails_it() -> None:
     leak = Trend("sglang", 2, 300.0, 700.0, 9.0, 0.0)
     two = {**SOUND.counts, "hits_vllm-2": 5.0}
     assert "sglang, life 2" in replace(SOUND, trends=[*SOUND.trends, leak]).violations()[0]
-    vllm = Trend("vllm-1", 1, 300.0, 700.0, 1.2 * MEMORY_MIB_PER_MINUTE["vllm"], 0.0)
+    vllm = Trend("vllm-1", 1, 300.0, 700.0, 1.2 * MEMORY_MIB_PER_MINUTE, 0.0)
     assert len(replace(SOUND, trends=[vllm]).violations()) == 1
     assert "vllm-2" in replace(SOUND, servers=["vllm-1", "vllm-2"], counts=two).violations()[0]
     defect = "sglang: kvlingua: ERROR: sglang step: KeyError; this is a defect of kvlingua"

@@ -16,9 +16,8 @@ SAMPLE_SECONDS = 3.0
 WARM_SECONDS = 150.0
 SHORTEST_SECONDS = 90.0  # of a life, warm, of which a trend is judged
 # A server has a few hundred MiB; the allocator's arenas move by some MiB. What leaks an object of 256 KiB per request
-# rises by more than 15 MiB a minute here. vLLM's worker rises by itself: under the same load for five minutes, side by
-# side, one without kvlingua rose by 18 MiB a minute, one with it by 11.
-MEMORY_MIB_PER_MINUTE = {"vllm": 25.0, "sglang": 4.0}
+# rises by more than 15 MiB a minute here.
+MEMORY_MIB_PER_MINUTE = 4.0
 DESCRIPTORS = 8
 
 
@@ -42,12 +41,8 @@ class Trend:
     descriptors: float
 
     @property
-    def most_mib_per_minute(self) -> float:
-        return MEMORY_MIB_PER_MINUTE[self.server.partition("-")[0]]
-
-    @property
     def flat(self) -> bool:
-        return self.mib_per_minute <= self.most_mib_per_minute and self.descriptors <= DESCRIPTORS
+        return self.mib_per_minute <= MEMORY_MIB_PER_MINUTE and self.descriptors <= DESCRIPTORS
 
 
 class Watch:
