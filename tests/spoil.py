@@ -7,8 +7,6 @@ import os
 from collections.abc import Callable, Collection
 from pathlib import Path
 
-from kvlingua.adapters.conformance.damage import negate_values
-
 
 def objects(store_root: Path) -> list[Path]:
     """The files of all stored objects, sorted by path."""
@@ -46,6 +44,9 @@ def garbage(store_root: Path) -> int:
 
 def negate_v(store_root: Path, layers: Collection[int] | None = None) -> int:
     """`negate_values` for every object. Number of objects."""
+    # Here, because that package needs pytest, which engines' environments don't have.
+    from kvlingua.adapters.conformance.damage import negate_values
+
     found = objects(store_root)
     for path in found:
         negate_values(path, layers)
