@@ -2,14 +2,14 @@
 
     python benchmarks/peers.py [--engines vllm,sglang] [--tokens 1024,4096] [--rounds 7] [--dtype bfloat16] [--check]
 
-The model and the prompts are those of ttft.py, with one compute thread. A CPU without AVX-512 takes minutes for a
-cold prompt in bfloat16: there --dtype float32 and a smaller --mlp show the same, of another model. vLLM runs twice
-side by side, once with kvlingua and a folder (files in the page cache), once with LMCache 0.5.6 in multiprocess mode
-with shared memory; while one is asked all of the other engine's own processes are stopped (LMCache's server goes on).
-Producers, other processes, have stored one prefix a round before. A round asks both engines, in an order that is
-drawn anew: a prompt with an unseen prefix (cold), one with the stored prefix (warm), and one with that prefix out of
-the engine's own cache (own, the floor of any reuse). In each the engine's counters must say that just the prefix was
-reused. SGLang, which LMCache doesn't support on CPUs, is measured against its own radix cache alone.
+The model and the prompts are those of ttft.py, with one compute thread. --dtype float32 and a smaller --mlp are for
+CPUs without AVX-512, which are slow in bfloat16. vLLM runs twice side by side, once with kvlingua and a folder (files
+in the page cache), once with LMCache 0.5.6 in multiprocess mode with shared memory; while one is asked all of the
+other engine's own processes are stopped (LMCache's server goes on). Producers, other processes, have stored one
+prefix a round before. A round asks both engines, in an order that is drawn anew: a prompt with an unseen prefix
+(cold), one with the stored prefix (warm), and one with that prefix out of the engine's own cache (own, the floor of
+any reuse). In each the engine's counters must say that just the prefix was reused. SGLang, which LMCache doesn't
+support on CPUs, is measured against its own radix cache alone.
 
 LMCache is installed into an environment of its own, in the user's cache folder, at the first run.
 """

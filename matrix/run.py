@@ -96,7 +96,7 @@ def _run_group(
         try:
             stores = {cell.producer: produced[cell.producer] for cell in mine if cell.producer in produced}
             found, versions[side] = consume(side, group, model, work, stores)
-        except Exception as error:  # noqa: BLE001
+        except Exception as error:  # noqa: BLE001  likewise
             say(f"{side.label} can't reuse: {error}")
             said = (str(error) or repr(error)).splitlines()[0]
             found = {cell.producer: Outcome([said], "not run to its end") for cell in mine}
