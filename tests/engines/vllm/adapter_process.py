@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
+from unittest.mock import patch
 
 import torch
 from vllm import PoolingParams, SamplingParams
@@ -27,7 +28,7 @@ from vllm.v1.request import Request
 from vllm.v1.worker.cpu_worker import CPUWorker
 
 from demo.job import MODEL
-from kvlingua.adapters.vllm import weights
+from kvlingua.adapters.vllm import scheduler_side, weights
 from kvlingua.adapters.vllm.connector import KVLinguaConnector
 from kvlingua.adapters.vllm.identity import check_model_class, refusals
 from kvlingua.adapters.vllm.live_weights import LiveWeights
@@ -211,6 +212,7 @@ def requests(folder: Path) -> dict[str, Any]:
         "ordered": sorted(order.request_id for order in side.orders(step(*promised)).stores),
         "unwatched": unwatched,
     }
+    found["waits"] = waits(side)
     plain = side._requests["plain"].request
     plain.num_preemptions += 1
     found["held"] = [side.finished("salted"), side.finished("plain"), side.finished("embeds")]
@@ -226,6 +228,23 @@ def requests(folder: Path) -> dict[str, Any]:
     in_use = block_pool.get_new_blocks(1)
     found["refused reset"] = [manager.reset_prefix_cache(), let_go, bool(switch.unproved)]
     block_pool.free_blocks(in_use)
+    return found
+
+
+def waits(side: SchedulerSide) -> list[float]:
+    """For how long requests wait at most that are first asked for in one step, while the store doesn't answer."""
+    found: list[float] = []
+
+    def wait(_: object, timeout: float) -> None:
+        found.append(timeout)
+        time.sleep(timeout)
+
+    with patch.object(scheduler_side, "wait", wait):
+        side.orders(step())
+        for number in range(3):
+            tokens = [number + 1, *OTHER]
+            side.matched(Request(f"late {number}", tokens, sampling_params=SamplingParams(), pooling_params=None), 0)
+            side.finished(f"late {number}")
     return found
 
 

@@ -32,6 +32,10 @@ def test_kinds_of_requests(report: dict[str, Any]) -> None:
     assert found["ordered"] == ["plain", "salted"]
 
 
+def test_a_step_waits_once_for_all_lookups(report: dict[str, Any]) -> None:
+    assert report["requests"]["waits"] == [0.005, 0, 0]
+
+
 def test_blocks_that_are_not_understood(report: dict[str, Any]) -> None:
     """A load that was promised and can't be ordered reaches the worker, as one that fails."""
     assert report["requests"]["broken load"] == ["plain", None]
