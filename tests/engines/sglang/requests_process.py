@@ -10,6 +10,7 @@ import time
 from array import array
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import torch
@@ -17,9 +18,11 @@ from sglang.srt.beam_search.beam_group import BeamGroup
 from sglang.srt.dllm.config import DllmConfig
 from sglang.srt.managers.embed_types import PositionalEmbeds
 from sglang.srt.managers.schedule_batch import MultimodalInputs, Req
+from sglang.srt.managers.scheduler import Scheduler
 from sglang.srt.sampling.sampling_params import SamplingParams
 from sglang.srt.session.session_controller import Session
 
+from kvlingua.adapters.sglang.admission import watch_admission
 from kvlingua.adapters.sglang.link import Link
 from kvlingua.adapters.sglang.memo import Memo, Stage
 from kvlingua.adapters.sglang.releases import ABSENT
@@ -219,6 +222,18 @@ def holding(bench: Bench) -> dict[str, Any]:
     return report
 
 
+def sleeps(bench: Bench) -> list[bool]:
+    """Whether an idle scheduler of --sleep-on-idle sleeps, with a request in its queue and without."""
+    watch_admission(bench.link, Guard("sglang"))
+    slept: list[bool] = []
+    sleeper = SimpleNamespace(maybe_sleep=lambda: slept.append(True))
+    found = []
+    for queue in ([request()], []):
+        Scheduler.maybe_sleep_on_idle(SimpleNamespace(waiting_queue=queue, idle_sleeper=sleeper))
+        found.append(bool(slept))
+    return found
+
+
 def remembered() -> int:
     """How many requests something is remembered about."""
     gc.collect()
@@ -247,6 +262,7 @@ def main() -> None:
     report["a key that is no text"] = bench.promise(request(extra_key="\ud800"))
     report["stored without a mark"] = bench.objects() - before
     report["holding"] = holding(bench)
+    report["sleeps"] = sleeps(bench)
     print(json.dumps(report))
 
 

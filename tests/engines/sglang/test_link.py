@@ -64,3 +64,7 @@ def test_memory_that_loads_hold(report: dict[str, Any]) -> None:
 
 def test_nothing_is_remembered_of_requests_that_are_gone(report: dict[str, Any]) -> None:
     assert report["remembered"] == [3, 0]
+
+
+def test_an_idle_scheduler_sleeps_only_while_nobody_waits(report: dict[str, Any]) -> None:
+    assert report["sleeps"] == [False, True]
