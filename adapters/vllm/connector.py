@@ -30,7 +30,7 @@ from kvlingua.common.cpu_clock import clock_methods
 from kvlingua.common.errors import KVLinguaError, UnsupportedError
 from kvlingua.common.guard import Guard, reason_of
 
-FLUSH_SECONDS = 3.0  # vLLM kills a worker that takes longer to end
+FLUSH_SECONDS = 2.0  # and before it a moment for copies: vLLM kills a worker that takes longer to end
 NO_ORDERS = StepOrders()
 _workers: WeakValueDictionary[str, WorkerSide] = WeakValueDictionary()  # those in this process, by their engine
 UNEXPECTED = "start", "an unexpected error at start, see the line before"
@@ -243,7 +243,7 @@ class KVLinguaConnector(KVConnectorBase_V1, SupportsHMA):
         """What was just stored becomes visible, if that takes no longer than a few seconds."""
         if self._worker is not None:
             weights.unwatch(self._worker)
-            self._worker.close()
+            self._guard.run("close", None, self._worker.finish)
             self._worker = None  # it holds the KV cache's memory
         if self._cache is not None:
             cache, self._cache = self._cache, None

@@ -2,6 +2,7 @@
 
 import time
 from collections.abc import Collection
+from itertools import chain
 
 from kvlingua.common.cache import LoadHandle, StoreHandle
 from kvlingua.common.guard import Guard
@@ -90,6 +91,12 @@ class Stores:
 
     def stop_all(self) -> None:
         self.stop(list(self._handles))
+
+    def wait(self) -> None:
+        """Until nothing is copied any more, for `HOLD_S` at most."""
+        until = time.monotonic() + HOLD_S
+        for handle in chain.from_iterable(self._handles.values()):
+            handle.copied.wait(max(0.0, until - time.monotonic()))
 
     def over(self, finished: Collection[str]) -> set[str]:
         """Requests that have ended, in this step (`finished`) or before, and that nothing is copied of any more."""

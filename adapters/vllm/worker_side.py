@@ -155,6 +155,11 @@ class WorkerSide:
         """Nothing is copied out of vLLM's blocks any more when this returns; what wasn't begun isn't stored."""
         self._stores.stop_all()
 
+    def finish(self) -> None:
+        """The engine ends in good order: what was ordered is copied, if that takes no longer than a moment."""
+        self._stores.wait()
+        self.close()
+
     def close(self) -> None:
         """Nothing reads or writes the KV cache's memory any more."""
         self._pool = self._weights = None

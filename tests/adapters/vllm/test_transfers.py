@@ -112,6 +112,28 @@ def test_blocks_are_not_kept_for_a_slow_store(
     assert kept.over(set()) == {"a"}
 
 
+def test_an_end_in_good_order_waits_for_copies(
+    cache: KVCache, copying: Copying, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    first, second = submit(cache, 1), submit(cache, 2)
+    kept = stores(a=first, b=second)
+    assert copying.began.wait(10)
+    with monkeypatch.context() as patch:
+        patch.setattr(transfers, "HOLD_S", 0.01)
+        kept.wait()  # no longer than that
+    assert not first.copied.is_set()
+    monkeypatch.setattr(transfers, "HOLD_S", 30.0)
+    ending = threading.Thread(target=kept.wait)
+    ending.start()
+    copying.release.set()
+    ending.join(10)
+    assert not ending.is_alive()
+    assert second.copied.is_set()
+    kept.stop_all()
+    assert cache.flush(10)
+    assert (first.stored, second.stored) == (6, 6)
+
+
 def failing(_: object) -> None:
     raise LoadError("damaged")
 

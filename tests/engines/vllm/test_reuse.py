@@ -48,7 +48,9 @@ def stored(launch: Launcher, tmp_path_factory: pytest.TempPathFactory) -> Path:
         assert second.reused == taken(32, *BY_32, SHORT)
         assert second.computed == length(*BY_32, SHORT) - second.reused
         driver.generate(NEW)
-    assert driver.objects() == whole(*BY_128, *BY_32, SHORT, NEW), "whole chunks, each once, visible after the end"
+        everything = whole(*BY_128, *BY_32, SHORT, NEW)
+        driver.wait_objects(everything)
+    assert driver.objects() == everything, "whole chunks of prompts and what was generated, each once"
     return folder
 
 
