@@ -153,8 +153,27 @@ class KVCache:
         Each is over `load_timeout_s` after it was submitted. What `load` raises is in the handle, but for LayoutError
         and LoadError about the arguments, which are raised here.
         """
-        handle = LoadHandle(self._loader(hit, into, start, stop, allow_lossy))
-        running = self._in_this_process()
+        return self._submit_load(self._loader(hit, into, start, stop, allow_lossy))
+
+    def submit_parts(self, hit: Hit, parts: Sequence[tuple[View, int, int, Callable[[], None]]]) -> LoadHandle:
+        """Like `submit_load`, by way of memory of the caller's, which all its loads may share.
+
+        parts: one after the other, each a view, the positions [start, stop) that are loaded into it, and what then
+        copies them to where they are to be, in the same thread. Nothing is copied any more once the load is cancelled.
+        """
+        loads = [(self._loader(hit, into, start, stop, False), then) for into, start, stop, then in parts]
+
+        def load(gate: Gate) -> None:
+            for one, copy in loads:
+                gate.check()
+                one(Gate())
+                with gate.writing():
+                    copy()
+
+        return self._submit_load(load)
+
+    def _submit_load(self, load: Callable[[Gate], None]) -> LoadHandle:
+        handle, running = LoadHandle(load), self._in_this_process()
         running.handles.add(handle)
         if self._closed or not running.submitted.submit("load", handle.run, handle.cancel):
             handle.cancel()

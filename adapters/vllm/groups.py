@@ -4,12 +4,14 @@ window others, in which the blocks that the window has left behind are replaced 
 An object of the store holds all layers, so that loads and stores go through scratch memory that does, too.
 """
 
-from collections.abc import Mapping, Sequence
+from collections import deque
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from itertools import groupby
 from typing import Any
 
 from kvlingua.adapters.vllm.views import pool_of
-from kvlingua.common.cache import Hit, KVCache, LoadHandle
+from kvlingua.common.cache import Hit, KVCache, LoadHandle, StoreHandle
 from kvlingua.common.errors import LoadError, UnsupportedError
 from kvlingua.common.identity.namespace import Namespace
 from kvlingua.layouts.convert import convert
@@ -25,6 +27,7 @@ NO_BLOCK = 0  # vLLM's null block: what a window has left behind
 Windows = Sequence[int | None]
 """Tokens that layers of each group attend to, None for all."""
 _SCRATCH_BYTES = 32 << 20
+_STORES = 4  # that wait in scratch memory; the oldest is given up for a further one
 
 
 def held_from(tables: Sequence[Sequence[int]], page: int, start: int, stop: int) -> int:
@@ -47,11 +50,15 @@ class Groups:
         """layers: the group of each layer, in order; pools: of each run of them. tokens: of the scratch memory."""
         self._windows = windows
         self._runs = list(zip([group for group, _ in groupby(layers)], pools, strict=True))
+        self._geometry = geometry
         self._tokens = tokens
-        memory = bytearray(tokens * geometry.block_bytes(geometry.full, 1))
-        self._scratch = format("canonical").pool(
-            geometry, geometry.full, page=tokens, blocks=1, buffers=[Buffer.of(memory)]
-        )
+        self._loading = self._scratch()  # of the cache's thread that loads
+        self._storing: deque[tuple[Pool, StoreHandle]] = deque()  # the oldest first
+
+    def _scratch(self) -> Pool:
+        geometry, tokens = self._geometry, self._tokens
+        memory = Buffer.of(bytearray(tokens * geometry.block_bytes(geometry.full, 1)))
+        return format("canonical").pool(geometry, geometry.full, page=tokens, blocks=1, buffers=[memory])
 
     @classmethod
     def of(
@@ -79,34 +86,52 @@ class Groups:
         return cls(group_of, pools, windows, geometry, max(1, chunks) * chunk_tokens)
 
     def load(self, cache: KVCache, hit: Hit, tables: Tables, start: int, stop: int) -> LoadHandle:
-        """Copy positions [start, stop) of a hit to where the tables have blocks; it is done when this returns.
+        """Begin to copy positions [start, stop) of a hit to where the tables have blocks.
 
-        Its error is one of `KVCache.load`, or LoadError if there are no blocks for what the next token attends to.
+        Raises as `KVCache.submit_load`, and LoadError if there are no blocks for what the next token attends to.
         """
-        handle = LoadHandle(lambda gate: self._load(cache, hit, tables, start, stop))
-        handle.run()
-        return handle
-
-    def _load(self, cache: KVCache, hit: Hit, tables: Tables, start: int, stop: int) -> None:
-        for first, end in self._parts(start, stop):
-            cache.load(hit, self._scratch.view([0], 0, end - first), first, end)
-            for group, pool in self._runs:
-                held = held_from([tables[group]], pool.page, first, end)
-                if held > max(first, min(end, self._needed_from(group, stop))):
-                    raise LoadError(f"vLLM gave positions {first} to {held} no blocks in KV cache group {group}")
-                if held < end:
-                    convert(self._part(held - first, end - first), pool.view(tables[group], held, end))
+        return cache.submit_parts(
+            hit,
+            [
+                (self._loading.view([0], 0, end - first), first, end, self._placing(tables, first, end, stop))
+                for first, end in self._parts(start, stop)
+            ],
+        )
 
     def store(
         self, cache: KVCache, namespace: Namespace, tables: Tables, start: int, stop: int, digests: tuple[bytes, ...]
     ) -> None:
         """Store the whole chunks within [start, stop), where every table must have blocks. They are copied when this
-        returns. Raises as `KVCache.store`, and LayoutError."""
+        returns, which doesn't wait for the store. Raises as `KVCache.submit_store`, and LayoutError."""
         for first, end in self._parts(start - start % namespace.chunk_tokens, stop):
             begin = max(start, first)
+            scratch = self._room()
             for group, pool in self._runs:
-                convert(pool.view(tables[group], begin, end), self._part(begin - first, end - first))
-            cache.store(namespace, (), self._part(begin - first, end - first), begin, end, digests=digests)
+                convert(pool.view(tables[group], begin, end), scratch.view([0], begin - first, end - first))
+            source = scratch.view([0], begin - first, end - first)
+            handle = cache.submit_store(namespace, (), source, begin, end, digests=digests)
+            self._storing.append((scratch, handle))
+
+    def _room(self) -> Pool:
+        """Scratch memory that nothing is read from any more."""
+        if len(self._storing) < _STORES and not (self._storing and self._storing[0][1].copied.is_set()):
+            return self._scratch()
+        scratch, handle = self._storing.popleft()
+        handle.cancel()
+        handle.copied.wait()  # for a copy, never for the store
+        return scratch
+
+    def _placing(self, tables: Tables, first: int, end: int, stop: int) -> Callable[[], None]:
+        """What copies positions [first, end) out of the scratch memory, of a load that goes up to `stop`."""
+        pairs = []
+        for group, pool in self._runs:
+            held = held_from([tables[group]], pool.page, first, end)
+            if held > max(first, min(end, self._needed_from(group, stop))):
+                raise LoadError(f"vLLM gave positions {first} to {held} no blocks in KV cache group {group}")
+            if held < end:
+                source = self._loading.view([0], held - first, end - first)
+                pairs.append((source, pool.view(tables[group], held, end)))
+        return partial(_convert_all, pairs)
 
     def _needed_from(self, group: int, stop: int) -> int:
         """The first position that the token at `stop` attends to."""
@@ -116,8 +141,10 @@ class Groups:
     def _parts(self, start: int, stop: int) -> list[tuple[int, int]]:
         return [(first, min(first + self._tokens, stop)) for first in range(start, stop, self._tokens)]
 
-    def _part(self, start: int, stop: int) -> View:
-        return self._scratch.view([0], start, stop)
+
+def _convert_all(pairs: Sequence[tuple[View, View]]) -> None:
+    for source, target in pairs:
+        convert(source, target)
 
 
 def group_of_layers(order: Sequence[str], groups: Sequence[Any]) -> list[int]:

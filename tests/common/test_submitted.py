@@ -5,6 +5,7 @@ import threading
 import time
 import weakref
 from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -14,6 +15,8 @@ from kvlingua.common.cache import KVCache
 from kvlingua.common.config import Config
 from kvlingua.common.errors import IdentityError, LayoutError, LoadCancelled, LoadError, StoreError, StoreTimeout
 from kvlingua.common.stores.store import Read
+from kvlingua.layouts.convert import convert
+from kvlingua.layouts.view import View
 from tests import spoil
 from tests.common.kv import Cache, namespace
 
@@ -81,6 +84,50 @@ def test_submitted_loads_give_what_was_stored(url: str) -> None:
             assert target.same_tokens(Cache(namespace(), 96, seed=1), 5, 90)
             assert target.untouched(90)
         assert cache.stats["tokens_reused"] == 20 * 85
+
+
+def test_parts_share_memory(cache: KVCache, root: Path) -> None:
+    """Each part is copied on before the next one takes its place; a failed one is the last."""
+    hit, target, shared = cache.lookup(namespace(), TOKENS), Cache(namespace(), 96), Cache(namespace(), 32)
+
+    def part(start: int, stop: int) -> tuple[View, int, int, Callable[[], None]]:
+        source = shared.view(0, stop - start)
+        return source, start, stop, lambda: convert(source, target.view(start, stop))
+
+    parts = [part(5, 32), part(32, 64), part(64, 90)]
+    handles = [cache.submit_parts(hit, parts) for _ in range(3)]
+    for handle in handles:
+        assert handle.wait(10)
+        assert handle.error is None
+    assert target.same_tokens(Cache(namespace(), 96, seed=1), 5, 90)
+    assert target.untouched(90)
+    with pytest.raises(LoadError, match="97"):
+        cache.submit_parts(hit, [(shared.view(0, 17), 80, 97, lambda: None)])
+
+    spoil.flip_byte(spoil.objects(root)[0])
+    copied: list[int] = []
+    one_by_one = [(shared.view(0, 16), n, n + 16, partial(copied.append, n)) for n in range(0, 96, 16)]
+    failed = cache.submit_parts(hit, one_by_one)
+    assert failed.wait(10)
+    assert isinstance(failed.error, LoadError)
+    assert copied == list(range(0, 96, 16))[: len(copied)]
+    assert len(copied) < 6
+
+
+@pytest.mark.usefixtures("one_by_one")
+def test_cancelled_parts_are_copied_nowhere(root: Path) -> None:
+    with KVCache.open(Config(url=f"file://{root}", load_timeout_s=30)) as cache:
+        hit, memory = cache.lookup(namespace(), TOKENS), Cache(namespace(), 96)
+        began, release = stuck(cache)
+        copied = threading.Event()
+        handle = cache.submit_parts(hit, [(memory.view(), 0, 96, copied.set)])
+        assert began.wait(10)
+        handle.cancel()
+        assert isinstance(handle.error, LoadCancelled)
+        release.set()
+        behind = cache.submit_load(hit, memory.view(), 0, 96)
+        assert behind.wait(10)
+        assert (behind.error, copied.is_set()) == (None, False)
 
 
 def test_submitted_lookups_give_what_lookups_give(root: Path) -> None:

@@ -1,14 +1,17 @@
 """Layers with block tables of their own: what is stored of them is what a cache with one table would have stored, and
 what is loaded goes where there are blocks for it."""
 
+import threading
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 
 from kvlingua.adapters.vllm.groups import Groups, group_of_layers, held_from
 from kvlingua.adapters.vllm.views import pool_of
+from kvlingua.common import storing
 from kvlingua.common.cache import KVCache
 from kvlingua.common.config import Config
 from kvlingua.common.errors import LoadError, UnsupportedError
@@ -60,7 +63,9 @@ def test_what_is_stored_comes_back_where_there_are_blocks(cache: KVCache, spaces
     first = (stop - WINDOW + 1) // PAGE  # the block that the window begins in
     table = (0,) * first + WINDOWED[first:]
     target = tensors(spaces)
-    assert groups(spaces, target).load(cache, hit, (FULL, table), 2 * PAGE, stop).error is None
+    handle = groups(spaces, target).load(cache, hit, (FULL, table), 2 * PAGE, stop)
+    assert handle.wait(10.0)
+    assert handle.error is None
     pages = range(2, stop // PAGE)
     for layer, group in enumerate(GROUPS):
         blocks = [(FULL, table)[group][page] for page in pages]
@@ -84,9 +89,43 @@ def test_blocks_that_are_missing(
     held = groups(spaces, tensors(spaces, 1))
     held.store(cache, spaces, (FULL, WINDOWED), 0, len(IDS), tuple(chain_digests(IDS, CHUNK, b"")))
     assert cache.flush(10.0)
-    failed = held.load(cache, cache.lookup(spaces, IDS), (full, windowed), 0, len(IDS))
-    assert isinstance(failed.error, LoadError)
-    assert "no blocks" in str(failed.error)
+    with pytest.raises(LoadError, match="no blocks"):
+        held.load(cache, cache.lookup(spaces, IDS), (full, windowed), 0, len(IDS))
+
+
+def test_a_slow_store_is_not_waited_for(cache: KVCache, spaces: Namespace, monkeypatch: pytest.MonkeyPatch) -> None:
+    """vLLM's blocks are copied at once. What is stored later is what they held then; beyond a bound the oldest is given
+    up."""
+    release, began, submit = threading.Event(), threading.Event(), storing.store
+
+    def slow(*arguments: Any) -> None:
+        began.set()
+        release.wait(30.0)
+        submit(*arguments)
+
+    monkeypatch.setattr(storing, "store", slow)
+    source = tensors(spaces, 1)
+    held = groups(spaces, source)
+    texts = [[number, *IDS[1:]] for number in range(7)]
+    for text in texts:
+        held.store(cache, spaces, (FULL, WINDOWED), 0, len(IDS), tuple(chain_digests(text, CHUNK, b"")))
+        assert began.wait(10.0)
+        for tensor in source:
+            tensor += 1
+    release.set()
+    assert cache.flush(10.0)
+    found = [cache.lookup(spaces, text).tokens for text in texts]
+    assert found == [0, 0, 0, *[len(IDS)] * 4]
+    assert cache.stats["drops"] == 3 * len(IDS) // CHUNK
+
+    target, right = tensors(spaces), tensors(spaces, 1)
+    handle = groups(spaces, target).load(cache, cache.lookup(spaces, texts[4]), (FULL, WINDOWED), 0, len(IDS))
+    assert handle.wait(10.0)
+    for layer, group in enumerate(GROUPS):
+        blocks = list((FULL, WINDOWED)[group])
+        for _ in range(4):
+            right[layer] += 1
+        assert torch.equal(target[layer][blocks], right[layer][blocks])
 
 
 def test_from_where_on_all_have_blocks() -> None:
