@@ -17,7 +17,7 @@ from demo.documents import make_document
 from demo.job import CHUNK_TOKENS, MODEL, PAGES
 from engines.drivers.driver import Driver
 from engines.drivers.protocol import Ask
-from engines.launch import engines
+from engines.launch import HF, engines
 from kvlingua.common.prefix import reusable_tokens
 
 pytestmark = [pytest.mark.engine, pytest.mark.slow, pytest.mark.timeout(900)]
@@ -67,7 +67,10 @@ MUTATIONS: Mapping[str, Callable[[Path], None]] = {
 }
 
 
-@pytest.mark.parametrize("engine", engines())
+CASES = [engine if engine == HF else pytest.param(engine, marks=pytest.mark.thorough) for engine in engines()]
+
+
+@pytest.mark.parametrize("engine", CASES)
 def test_a_mutation_is_a_miss(engine: str, tmp_path: Path) -> None:
     model, store = tmp_path / "model", tmp_path / "store"
     shutil.copytree(MODEL, model)

@@ -11,12 +11,14 @@ from __future__ import annotations
 
 import argparse
 import importlib.util
+import os
 import re
 import shutil
 import subprocess
 import sys
 import tempfile
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -156,9 +158,11 @@ def main() -> None:
             f"{'architecture':13}{'compiler':15}{'argument':>9}{'registers':>11}{'spilled':>9}{'stack':>7}{'shared':>8}"
         )
     wrong = []
-    for platform, architectures in (("cuda", CUDA), ("hip", HIP)):
-        for architecture in architectures:
-            kernels = compiled(platform, architecture)
+    targets = [("cuda", architecture) for architecture in CUDA] + [("hip", architecture) for architecture in HIP]
+    with ThreadPoolExecutor(os.cpu_count()) as pool:
+        for (platform, architecture), kernels in zip(
+            targets, pool.map(lambda target: compiled(*target), targets), strict=True
+        ):
             wrong += [kernel for kernel in kernels if kernel.spilled or kernel.stack]
             if not kernels:
                 advice = "" if platform == "cuda" or ziglang() else "; the one of `pip install ziglang`, 100 MB, may"

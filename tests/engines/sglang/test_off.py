@@ -82,7 +82,7 @@ def sliding_window(folder: Path) -> dict[str, Any]:
     ("case", "line"),
     [
         (dummy_weights, "dummy"),
-        (sliding_window, "a sliding window of 128 is not supported yet"),
+        pytest.param(sliding_window, "a sliding window of 128 is not supported yet", marks=pytest.mark.thorough),
     ],
 )
 def test_the_engine_runs_without_cache(

@@ -15,6 +15,8 @@ from tests.engines.texts import chunks, length, taken, text
 from tests.engines.vllm.conftest import Launcher
 from tests.spoil import negate_v
 
+pytestmark = pytest.mark.thorough
+
 # More slots for adapters than the tests have: once the last one is in use, vLLM computes others wrongly.
 ENGINE = {"enable_prefix_caching": False, "enable_lora": True, "max_lora_rank": RANK, "max_loras": 8}
 TEXT, OTHER = text(80), text(81)

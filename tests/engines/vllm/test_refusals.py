@@ -67,9 +67,14 @@ LOOKUP = {"method": "ngram", "num_speculative_tokens": 2, "prompt_lookup_max": 3
 @pytest.mark.parametrize(
     ("options", "line"),
     [
-        pytest.param({"engine": {"speculative_config": LOOKUP}}, "off: speculative decoding", id="speculative"),
+        pytest.param(
+            {"engine": {"speculative_config": LOOKUP}},
+            "off: speculative decoding",
+            id="speculative",
+            marks=pytest.mark.thorough,
+        ),
         pytest.param({"engine": {"load_format": "dummy"}}, "off: .*dummy", id="dummy"),
-        pytest.param({"model": "latent", "page": 16}, "off: .*latent attention", id="mla"),
+        pytest.param({"model": "latent", "page": 16}, "off: .*latent attention", id="mla", marks=pytest.mark.thorough),
     ],
 )
 def test_it_is_off_and_the_engine_answers(
@@ -114,7 +119,9 @@ def test_other_weights_end_it(launch: Launcher, other_weights: Path, tmp_path: P
     assert driver.objects() == whole(TEXTS[0])
 
 
-@pytest.mark.parametrize("compiled", [False, True], ids=["eager", "compiled"])
+@pytest.mark.parametrize(
+    "compiled", [pytest.param(False, id="eager"), pytest.param(True, id="compiled", marks=pytest.mark.thorough)]
+)
 def test_a_forward_that_fails_ends_it(launch: Launcher, tmp_path: Path, compiled: bool) -> None:
     """vLLM has the connector save after that, too, and goes on with blocks that were never filled."""
     engine = {"enable_prefix_caching": False, "max_num_batched_tokens": 160, "enforce_eager": not compiled}

@@ -110,6 +110,7 @@ def test_negated_values_change_the_tokens(launch: Launcher, stored: Path, tmp_pa
             assert not right(reply, ask)
 
 
+@pytest.mark.thorough
 def test_the_kernel_for_odd_head_sizes(launch: Launcher, tmp_path: Path) -> None:
     """Heads of 80 dims make vLLM use another kernel (vec16) than those of 32 or 64."""
     torch.manual_seed(0)
