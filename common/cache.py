@@ -246,6 +246,10 @@ class KVCache:
         storing.submit(self._in_this_process(), handle, chunks, copy)
         return handle
 
+    def give_up(self, chunks: int) -> None:
+        """Count chunks that a caller would have stored, had the store been faster."""
+        self._in_this_process().counts.dropped("queue_full", chunks)
+
     def _copier(
         self,
         handle: StoreHandle,

@@ -1,5 +1,6 @@
 """The class that vLLM makes twice per engine, in its scheduler and in its worker. It only hands calls on."""
 
+import time
 from typing import Any
 from weakref import WeakValueDictionary
 
@@ -30,7 +31,7 @@ from kvlingua.common.cpu_clock import clock_methods
 from kvlingua.common.errors import KVLinguaError, UnsupportedError
 from kvlingua.common.guard import Guard, reason_of
 
-FLUSH_SECONDS = 2.0  # and before it a moment for copies: vLLM kills a worker that takes longer to end
+FLUSH_SECONDS = 3.0  # vLLM kills a worker that takes longer to end
 NO_ORDERS = StepOrders()
 _workers: WeakValueDictionary[str, WorkerSide] = WeakValueDictionary()  # those in this process, by their engine
 UNEXPECTED = "start", "an unexpected error at start, see the line before"
@@ -241,10 +242,11 @@ class KVLinguaConnector(KVConnectorBase_V1, SupportsHMA):
 
     def shutdown(self) -> None:
         """What was just stored becomes visible, if that takes no longer than a few seconds."""
+        until = time.monotonic() + FLUSH_SECONDS
         if self._worker is not None:
             weights.unwatch(self._worker)
             self._guard.run("close", None, self._worker.finish)
             self._worker = None  # it holds the KV cache's memory
         if self._cache is not None:
             cache, self._cache = self._cache, None
-            self._guard.run("close", False, release, cache, FLUSH_SECONDS)
+            self._guard.run("close", False, release, cache, max(0.0, until - time.monotonic()))

@@ -19,6 +19,7 @@ from kvlingua.layouts.convert import convert
 from kvlingua.layouts.view import View
 from tests import spoil
 from tests.common.kv import Cache, namespace
+from tests.common.stuck import stuck
 
 TOKENS = list(range(1000, 1096))  # 6 chunks of 16
 
@@ -35,21 +36,6 @@ def root(tmp_path: Path) -> Path:
 def cache(root: Path) -> Iterator[KVCache]:
     with KVCache.open(Config(url=f"file://{root}", load_timeout_s=0.5)) as opened:
         yield opened
-
-
-def stuck(cache: KVCache) -> tuple[threading.Event, threading.Event]:
-    """Reads of this cache begin (the first event) and don't go on until the second is set."""
-    began, release = threading.Event(), threading.Event()
-    store = cache._in_this_process().store
-    read = store.get_many
-
-    def slow(reads: Sequence[Read]) -> list[int | None]:
-        began.set()
-        release.wait(30)
-        return read(reads)
-
-    store.get_many = slow  # type: ignore[method-assign]
-    return began, release
 
 
 def blocked_copies(cache: KVCache) -> threading.Event:

@@ -2,6 +2,7 @@
 what is loaded goes where there are blocks for it."""
 
 import threading
+import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -9,15 +10,19 @@ from typing import Any
 import pytest
 import torch
 
+from kvlingua.adapters.vllm import groups as groups_module
 from kvlingua.adapters.vllm.groups import Groups, group_of_layers, held_from
+from kvlingua.adapters.vllm.transfers import Loads
 from kvlingua.adapters.vllm.views import pool_of
 from kvlingua.common import storing
 from kvlingua.common.cache import KVCache
 from kvlingua.common.config import Config
 from kvlingua.common.errors import LoadError, UnsupportedError
+from kvlingua.common.guard import Guard
 from kvlingua.common.identity.chain import chain_digests
 from kvlingua.common.identity.namespace import Namespace
 from tests.common.samples import namespace
+from tests.common.stuck import stuck
 
 CHUNK, PAGE, BLOCKS, WINDOW = 64, 32, 40, 100
 IDS = list(range(5 * CHUNK))
@@ -93,39 +98,97 @@ def test_blocks_that_are_missing(
         held.load(cache, cache.lookup(spaces, IDS), (full, windowed), 0, len(IDS))
 
 
-def test_a_slow_store_is_not_waited_for(cache: KVCache, spaces: Namespace, monkeypatch: pytest.MonkeyPatch) -> None:
-    """vLLM's blocks are copied at once. What is stored later is what they held then; beyond a bound the oldest is given
-    up."""
-    release, began, submit = threading.Event(), threading.Event(), storing.store
+TEXTS = [[number, *IDS[1:]] for number in range(7)]
+DIGESTS = [tuple(chain_digests(text, CHUNK, b"")) for text in TEXTS]
+
+
+def test_a_slow_store_is_waited_for_once(cache: KVCache, spaces: Namespace, monkeypatch: pytest.MonkeyPatch) -> None:
+    """vLLM's blocks are copied at once. What is stored later is what they held then; what finds no room isn't."""
+    release, began, store = threading.Event(), threading.Event(), storing.store
 
     def slow(*arguments: Any) -> None:
         began.set()
         release.wait(30.0)
-        submit(*arguments)
+        store(*arguments)
 
     monkeypatch.setattr(storing, "store", slow)
     source = tensors(spaces, 1)
     held = groups(spaces, source)
-    texts = [[number, *IDS[1:]] for number in range(7)]
-    for text in texts:
-        held.store(cache, spaces, (FULL, WINDOWED), 0, len(IDS), tuple(chain_digests(text, CHUNK, b"")))
+    for digests in DIGESTS:
+        held.store(cache, spaces, (FULL, WINDOWED), 0, len(IDS), digests)
         assert began.wait(10.0)
         for tensor in source:
             tensor += 1
     release.set()
     assert cache.flush(10.0)
-    found = [cache.lookup(spaces, text).tokens for text in texts]
-    assert found == [0, 0, 0, *[len(IDS)] * 4]
+    found = [cache.lookup(spaces, text).tokens for text in TEXTS]
+    assert found == [len(IDS)] * 4 + [0] * 3
     assert cache.stats["drops"] == 3 * len(IDS) // CHUNK
+    held.store(cache, spaces, (FULL, WINDOWED), 0, len(IDS), DIGESTS[6])
+    assert cache.flush(10.0)
+    for text, changes in ((TEXTS[2], 2), (TEXTS[6], 7)):
+        assert loaded(cache, spaces, text, tensors(spaces, 1), changes)
 
-    target, right = tensors(spaces), tensors(spaces, 1)
-    handle = groups(spaces, target).load(cache, cache.lookup(spaces, texts[4]), (FULL, WINDOWED), 0, len(IDS))
+
+def loaded(cache: KVCache, space: Namespace, text: list[int], source: list[torch.Tensor], changes: int) -> bool:
+    """Whether what is stored of a text is what these blocks held after so many changes."""
+    target = tensors(space)
+    handle = groups(space, target).load(cache, cache.lookup(space, text), (FULL, WINDOWED), 0, len(IDS))
     assert handle.wait(10.0)
-    for layer, group in enumerate(GROUPS):
-        blocks = list((FULL, WINDOWED)[group])
-        for _ in range(4):
-            right[layer] += 1
-        assert torch.equal(target[layer][blocks], right[layer][blocks])
+    assert handle.error is None
+    for tensor in source:
+        for _ in range(changes):
+            tensor += 1
+    return all(
+        torch.equal(target[layer][list((FULL, WINDOWED)[group])], source[layer][list((FULL, WINDOWED)[group])])
+        for layer, group in enumerate(GROUPS)
+    )
+
+
+def test_memory_that_is_being_read_is_not_written(
+    cache: KVCache, spaces: Namespace, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """In parts of one chunk, which take turns in the same memory: stores wait for the copy that is under way."""
+    gather = storing._gather
+
+    def slowly(*arguments: Any) -> None:
+        time.sleep(0.02)
+        gather(*arguments)
+
+    monkeypatch.setattr(storing, "_gather", slowly)
+    monkeypatch.setattr(groups_module, "_SCRATCH_BYTES", 1)
+    monkeypatch.setattr(groups_module, "_ROOM_WAIT_S", 10.0)
+    source = tensors(spaces, 1)
+    held = groups(spaces, source)
+    for digests in DIGESTS:
+        held.store(cache, spaces, (FULL, WINDOWED), 0, len(IDS), digests)
+        for tensor in source:
+            tensor += 1
+    assert cache.flush(30.0)
+    assert cache.stats["drops"] == 0
+    for number, text in enumerate(TEXTS):
+        assert loaded(cache, spaces, text, tensors(spaces, 1), number)
+
+
+@pytest.mark.usefixtures("one_by_one")
+def test_a_request_that_is_aborted_gets_nothing_more(cache: KVCache, spaces: Namespace) -> None:
+    """While the store is read: vLLM is told that it is over, and gives the blocks to others."""
+    groups(spaces, tensors(spaces, 1)).store(cache, spaces, (FULL, WINDOWED), 0, len(IDS), DIGESTS[0])
+    assert cache.flush(10.0)
+    hit = cache.lookup(spaces, TEXTS[0])
+    began, release = stuck(cache)
+    loads, target = Loads(Guard("vllm")), tensors(spaces)
+    loads.expect("aborted")
+    loads.begun("aborted", groups(spaces, target).load(cache, hit, (FULL, WINDOWED), 0, len(IDS)))
+    assert began.wait(10.0)
+    assert loads.over(set()) == (set(), set())
+    loads.cancel({"aborted"})
+    assert loads.over({"aborted"}) == ({"aborted"}, {"aborted"})
+    release.set()
+    behind = groups(spaces, tensors(spaces)).load(cache, hit, (FULL, WINDOWED), 0, len(IDS))
+    assert behind.wait(10.0)
+    assert behind.error is None
+    assert not any(tensor.any() for tensor in target)
 
 
 def test_from_where_on_all_have_blocks() -> None:

@@ -33,18 +33,21 @@ from kvlingua.adapters.vllm.connector import KVLinguaConnector
 from kvlingua.adapters.vllm.identity import check_model_class, refusals
 from kvlingua.adapters.vllm.live_weights import LiveWeights
 from kvlingua.adapters.vllm.lora import Adapters
-from kvlingua.adapters.vllm.metadata import WorkerReady
+from kvlingua.adapters.vllm.metadata import StoreOrder, WorkerReady
 from kvlingua.adapters.vllm.requests import passes_through
 from kvlingua.adapters.vllm.scheduler_side import SchedulerSide
 from kvlingua.adapters.vllm.switch import Switch
 from kvlingua.adapters.vllm.views import pool_of
+from kvlingua.common import storing
 from kvlingua.common.activation import Activation
 from kvlingua.common.cache import KVCache
 from kvlingua.common.config import Config
 from kvlingua.common.errors import UnsupportedError
 from kvlingua.common.guard import Guard
+from kvlingua.common.identity.chain import chain_digests
 from kvlingua.common.identity.model import describe_model
 from kvlingua.common.identity.namespace import Namespace
+from kvlingua.layouts.view import Pool
 
 PAGE = 32
 BLOCKS = 16
@@ -255,12 +258,15 @@ def asked(side: SchedulerSide, request: Request) -> int:
     return tokens
 
 
-def fill(cache: KVCache, namespace: Namespace) -> None:
+def a_pool(namespace: Namespace) -> Pool:
     k, v = namespace.geometry.planes
     shape = (BLOCKS, namespace.geometry.kv_heads, PAGE, k.width + v.width)
     tensors = [torch.rand(shape) for _ in range(namespace.geometry.layers)]
-    pool = pool_of("vllm_cpu_vec", tensors, namespace.geometry, page=PAGE, blocks=BLOCKS)
-    cache.store(namespace, IDS, pool.view(list(range(BLOCKS)), 0, len(IDS)), 0, len(IDS))
+    return pool_of("vllm_cpu_vec", tensors, namespace.geometry, page=PAGE, blocks=BLOCKS)
+
+
+def fill(cache: KVCache, namespace: Namespace) -> None:
+    cache.store(namespace, IDS, a_pool(namespace).view(list(range(BLOCKS)), 0, len(IDS)), 0, len(IDS))
     assert cache.flush(10.0)
 
 
@@ -310,11 +316,24 @@ def connectors(folder: Path) -> dict[str, Any]:
         gone.append(weakref.ref(one._worker))
         one.shutdown()
     worker.shutdown()
+    stored = ordered_last(made("WORKER", kv_cache_config()))
     gc.collect()
     method, wrappers = CPUWorker.reload_weights, 0
     while hasattr(method, "__wrapped__"):
         method, wrappers = method.__wrapped__, wrappers + 1
-    return {"alive": sum(one() is not None for one in gone), "wrappers": wrappers}
+    return {"alive": sum(one() is not None for one in gone), "wrappers": wrappers, "stored last": stored}
+
+
+def ordered_last(connector: KVLinguaConnector) -> int:
+    """How many chunks are stored that a worker begins to copy, slowly, when its engine ends."""
+    cache, worker, gather = connector._cache, connector._worker, storing._gather
+    space = DESCRIPTION.namespace("0" * 32, chunk_tokens=64)
+    worker._pool = a_pool(space)
+    worker._stores.expect("last")
+    with patch.object(storing, "_gather", lambda *arguments: (time.sleep(0.3), gather(*arguments))):
+        worker._store(StoreOrder("last", tuple(chain_digests(IDS, 64)), (tuple(range(BLOCKS)),), 0, 256), space)
+        connector.shutdown()
+        return cache.flush(10.0) and cache.stats["tokens_stored"] // 64  # it is still open for other connectors
 
 
 if __name__ == "__main__":

@@ -113,3 +113,8 @@ def test_every_method_of_the_worker_is_known(report: dict[str, Any]) -> None:
 def test_weights_are_watched_once_and_nothing_is_kept(report: dict[str, Any]) -> None:
     assert report["connectors"]["wrappers"] == 1
     assert report["connectors"]["alive"] == 0
+
+
+def test_an_end_in_good_order_stores_what_was_ordered(report: dict[str, Any]) -> None:
+    """Also what is still being copied out of vLLM's blocks."""
+    assert report["connectors"]["stored last"] == 4

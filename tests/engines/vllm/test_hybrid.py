@@ -7,7 +7,6 @@ from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 
-import pytest
 import torch
 from transformers import Gemma2ForCausalLM
 
@@ -103,7 +102,6 @@ def test_each_layer_counts_where_it_is_attended_to(launch: Launcher, tmp_path: P
     assert warm(model, store, *OWN) == (right, REUSED * len(OWN))
 
 
-@pytest.mark.thorough
 def test_beside_the_engines_own_prefix_cache(launch: Launcher, tmp_path: Path) -> None:
     """In processes of its own, with blocks shorter than the window."""
     model, page, store = make_model(tmp_path / "model", window=100), 32, tmp_path / "store"
