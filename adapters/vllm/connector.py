@@ -1,6 +1,7 @@
 """The class that vLLM makes twice per engine, in its scheduler and in its worker. It only hands calls on."""
 
 import time
+from collections.abc import Callable
 from typing import Any
 from weakref import WeakValueDictionary
 
@@ -16,12 +17,14 @@ from vllm.model_executor.layers.attention_layer_base import AttentionLayerBase
 from vllm.model_executor.model_loader.utils import get_model_cls
 
 from kvlingua.adapters.vllm import live_weights, stats, weights
+from kvlingua.adapters.vllm.block_tables import BlockTables
 from kvlingua.adapters.vllm.identity import check_model_class, describe
 from kvlingua.adapters.vllm.lora import Adapters
 from kvlingua.adapters.vllm.metadata import StepOrders, StepResult, WorkerReady
 from kvlingua.adapters.vllm.process_cache import acquire, release
 from kvlingua.adapters.vllm.scheduler_side import SchedulerSide
 from kvlingua.adapters.vllm.switch import Switch
+from kvlingua.adapters.vllm.versions import says_blocks
 from kvlingua.adapters.vllm.worker_side import WorkerSide
 from kvlingua.common import log
 from kvlingua.common.activation import Activation, say_off
@@ -83,9 +86,9 @@ class KVLinguaConnector(KVConnectorBase_V1, SupportsHMA):
             live_weights.await_model(self._worker)
             return
         switch = Switch(Activation(self._cache, description, self._guard), page)
-        self._scheduler = SchedulerSide(
-            self._cache, switch, self._guard, page, Adapters(self._vllm_config, vllm.__version__)
-        )
+        adapters = Adapters(self._vllm_config, vllm.__version__)
+        tables = None if says_blocks(vllm.__version__) else BlockTables()
+        self._scheduler = SchedulerSide(self._cache, switch, self._guard, page, adapters, tables)
         self._switch = switch
         # Read by vLLM after this constructor. Its default, to fail the request, would make a lost object visible to
         # users.
@@ -101,12 +104,21 @@ class KVLinguaConnector(KVConnectorBase_V1, SupportsHMA):
 
     def bind_kv_cache_manager(self, kv_cache_manager: Any) -> None:
         super().bind_kv_cache_manager(kv_cache_manager)
-        switch = self._switch
 
         def let_go() -> None:
             self._guard.run("reset", None, self._let_go, kv_cache_manager)
 
-        if switch is not None and not self._guard.run("start", False, switch.watch, kv_cache_manager, let_go):
+        self._watch(kv_cache_manager.block_pool, kv_cache_manager, let_go)
+
+    def bind_gpu_block_pool(self, gpu_block_pool: Any) -> None:
+        """All that vLLM 0.28 gives."""
+        super().bind_gpu_block_pool(gpu_block_pool)
+        if not says_blocks(vllm.__version__):
+            self._watch(gpu_block_pool, gpu_block_pool, lambda: None)
+
+    def _watch(self, pool: Any, resettable: Any, let_go: Callable[[], object]) -> None:
+        switch = self._switch
+        if switch is not None and not self._guard.run("start", False, switch.watch, pool, resettable, let_go):
             switch.off("reset_unwatched", "a reset of vLLM's prefix cache would go unnoticed")
 
     def _let_go(self, kv_cache_manager: Any) -> None:
@@ -211,11 +223,20 @@ class KVLinguaConnector(KVConnectorBase_V1, SupportsHMA):
 
     def get_transfer_results(self, finished_req_ids: set[str]) -> Any:
         """What is over: copies out of blocks of requests that have ended, loads; what failed is computed by vLLM."""
-        # Here, because releases that are refused don't have it, and are to say so.
+        # Here, because 0.28 doesn't have it.
         from vllm.distributed.kv_transfer.kv_connector.v1.base import KVConnectorTransferResults
 
         sent, received, failed = self._worker.over(finished_req_ids) if self._worker else (set(), set(), set())
         return KVConnectorTransferResults(finished_sending=sent, finished_recving=received, failed_recving=failed)
+
+    def get_finished(self, finished_req_ids: set[str]) -> tuple[set[str], set[str]]:
+        """The same for vLLM 0.28, which then asks for the blocks of failed loads."""
+        sent, received, _ = self._worker.over(finished_req_ids) if self._worker else (set(), set(), set())
+        return sent, received
+
+    def get_block_ids_with_load_errors(self) -> set[int]:
+        """Empty for vLLM from 0.30 on, which knows the requests."""
+        return self._worker.broken_blocks() if self._worker and not says_blocks(vllm.__version__) else set()
 
     def build_connector_worker_meta(self) -> StepResult | None:
         return self._worker.result() if self._worker else None

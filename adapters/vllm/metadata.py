@@ -8,6 +8,7 @@ from vllm.distributed.kv_transfer.kv_connector.v1.base import (
     KVConnectorWorkerMetadata,
 )
 
+from kvlingua.adapters.vllm.block_tables import Tables
 from kvlingua.common.cache import Hit
 from kvlingua.common.identity.namespace import Namespace
 
@@ -22,7 +23,7 @@ class LoadOrder:
 
     request_id: str
     hit: Hit | None
-    blocks: tuple[tuple[int, ...], ...]
+    blocks: Tables
     start: int
     stop: int
 
@@ -33,7 +34,7 @@ class StoreOrder:
 
     request_id: str
     digests: tuple[bytes, ...]  # of all chunks up to `stop`, 32 bytes each
-    blocks: tuple[tuple[int, ...], ...]
+    blocks: Tables
     start: int
     stop: int
     lora: str | None = None  # digest of the adapter it was computed with

@@ -14,6 +14,7 @@ from concurrent.futures import Future, wait
 from dataclasses import dataclass, field
 from typing import Any
 
+from kvlingua.adapters.vllm.block_tables import BlockTables, tables_of
 from kvlingua.adapters.vllm.groups import held_from
 from kvlingua.adapters.vllm.lora import Adapters
 from kvlingua.adapters.vllm.metadata import LoadOrder, StepOrders, StepResult, StoreOrder
@@ -54,12 +55,22 @@ class Tracked:
 class SchedulerSide:
     """One engine's requests. Every method is called by the scheduler's thread and none of them raises."""
 
-    def __init__(self, cache: KVCache, switch: Switch, guard: Guard, page: int, adapters: Adapters) -> None:
+    def __init__(
+        self,
+        cache: KVCache,
+        switch: Switch,
+        guard: Guard,
+        page: int,
+        adapters: Adapters,
+        tables: BlockTables | None = None,
+    ) -> None:
+        """tables: where vLLM itself can't say which blocks a request has."""
         self._cache = cache
         self._adapters = adapters
         self._switch = switch
         self._guard = guard
         self._page = page
+        self._tables = tables
         self._requests: dict[str, Tracked] = {}
         self._loads: list[LoadOrder] = []
         self._held: dict[str, Any] = {}  # requests that are over, whose blocks vLLM keeps for our copies
@@ -82,6 +93,9 @@ class SchedulerSide:
         self._patience = LOOKUP_WAIT_S
         loads, self._loads = tuple(self._loads), []
         self._forwards += scheduled.total_num_scheduled_tokens > 0
+        if self._tables is not None and not self._guard.run("store", False, self._tables.note, scheduled):
+            self._tables = None
+            self._switch.off("blocks", "it isn't known any more which blocks a request has; restart vLLM")
         namespace = self._switch.namespace
         stores: tuple[StoreOrder, ...] = ()
         if namespace is not None and self._cache.config.role != "consumer":
@@ -192,6 +206,7 @@ class SchedulerSide:
         return tracked
 
     def _stores(self, scheduled: Any, namespace: Namespace) -> tuple[StoreOrder, ...]:
+        blocks_of = tables_of(scheduled) if self._tables is None else self._tables.of
         before = {new.req_id: new.num_computed_tokens for new in scheduled.scheduled_new_reqs}
         cached = scheduled.scheduled_cached_reqs
         before.update(zip(cached.req_ids, cached.num_computed_tokens, strict=True))
@@ -207,8 +222,7 @@ class SchedulerSide:
                 lora = None if tracked.lora is None else self._adapters.digest(tracked.lora)
                 if tracked.lora is not None and lora is None:
                     continue  # until it is known
-                found = scheduled.kv_connector_block_state.get_block_ids(request_id)
-                tables = tuple(tuple(table) for table in found)
+                tables = blocks_of(request_id)
                 start = held_from(tables, self._page, tracked.stored, stop)  # what a window has left behind is lost
                 digests = tuple(self._digests(tracked, stop))
                 orders.append(StoreOrder(request_id, digests, tables, start, stop, lora))

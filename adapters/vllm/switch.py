@@ -55,11 +55,14 @@ class Switch:
             self._activation.start(str(layouts.pop()), self._page)
         return True
 
-    def watch(self, kv_cache_manager: Any, let_go: Callable[[], object]) -> bool:
+    def watch(self, pool: Any, resettable: Any, let_go: Callable[[], object]) -> bool:
         """Notice every reset of vLLM's prefix cache: by the new table of hashes that it gives its block pool, and by
-        the call, since vLLM refuses a reset while blocks are in use. `let_go` is called before, and doesn't raise: it
-        gives up the blocks that are in use on our behalf alone. True, if nothing is raised."""
-        pool, original = kv_cache_manager.block_pool, kv_cache_manager.reset_prefix_cache
+        the call, since vLLM refuses a reset while blocks are in use. True, if nothing is raised.
+
+        pool: the BlockPool. resettable: whose `reset_prefix_cache` is called for it, the KV cache manager or the pool.
+        let_go: called before, and doesn't raise; it gives up the blocks that are in use on our behalf alone.
+        """
+        original = resettable.reset_prefix_cache
 
         def reset_prefix_cache() -> Any:
             let_go()
@@ -68,7 +71,7 @@ class Switch:
             finally:
                 self.reset()
 
-        kv_cache_manager.reset_prefix_cache = reset_prefix_cache
+        resettable.reset_prefix_cache = reset_prefix_cache
         self._hashes = pool.cached_block_hash_to_block
         self._pool = pool
         return True

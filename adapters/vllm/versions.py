@@ -14,10 +14,24 @@ RUN_WITH: Mapping[str, tuple[str, ...]] = {
     "KV in fp8": (),  # no CPU at hand had vLLM's kernels for it (test_fp8.py)
 }
 
+_BLOCKS_BY_STEPS = replace(VLLM, releases=("0.28",))
+_ORDER_BEFORE_30 = "LBHNC"  # of the axes of a KV cache for CPUs, when there was only one
+
 
 def was_run(what: str, version: str) -> bool:
     """Whether kvlingua was run with this in that version of vLLM."""
     return replace(VLLM, releases=RUN_WITH[what]).supports(version)
+
+
+def says_blocks(version: str) -> bool:
+    """Whether vLLM tells its connector, when asked, which blocks a request has, and takes failed loads by request. 0.28
+    tells the blocks that a step adds, and takes failed loads by block."""
+    return not _BLOCKS_BY_STEPS.supports(version)
+
+
+def axes_of(kv_cache_config: Any) -> str | None:
+    """In which order the axes of the KV cache lie in memory, by vLLM's letters."""
+    return getattr(kv_cache_config, "kv_cache_layout", _ORDER_BEFORE_30)
 
 
 def kernel_of(layer: Any) -> str | None:

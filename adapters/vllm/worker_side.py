@@ -3,6 +3,7 @@ ordered, in the cache's own threads and beside the engine's steps."""
 
 from collections.abc import Mapping
 from functools import partial
+from math import ceil
 from typing import Any
 
 from kvlingua.adapters.vllm.cache_plan import windows_of
@@ -11,6 +12,7 @@ from kvlingua.adapters.vllm.kernel_proof import check_kernel
 from kvlingua.adapters.vllm.live_weights import LiveWeights
 from kvlingua.adapters.vllm.metadata import LoadOrder, StepOrders, StepResult, StoreOrder
 from kvlingua.adapters.vllm.transfers import Loads, Stores
+from kvlingua.adapters.vllm.versions import axes_of
 from kvlingua.adapters.vllm.views import MLA_LAYOUT, layout_name, ordered_layers, pool_of, static_scales
 from kvlingua.common.cache import KVCache
 from kvlingua.common.cpu_clock import ClockedThread
@@ -41,6 +43,8 @@ class WorkerSide:
         self._forwards = 0  # steps whose forward has passed all layers
         self._off: tuple[str, str] | None = None
         self._failed: set[str] = set()
+        self._orders: dict[str, LoadOrder] = {}  # of loads that are under way
+        self._broken: list[LoadOrder] = []
         self._loads = Loads(guard)
         self._stores = Stores()
         self._weights: LiveWeights | None = None
@@ -59,7 +63,7 @@ class WorkerSide:
         names = [name for group in groups for name in group.layer_names]
         order = ordered_layers(names, tensors, self._geometry.layers)
         attention = [layers[name] for name in order]
-        layout = layout_name(attention, self._kv_cache_config.kv_cache_layout)
+        layout = layout_name(attention, axes_of(self._kv_cache_config))
         split = Split.of(self._geometry.kv_heads, self._geometry.layers, ranks)
         if layout != MLA_LAYOUT:
             check_kernel(layout, attention[0], self._geometry, split.extent(rank, 0).heads, self._page)
@@ -105,6 +109,7 @@ class WorkerSide:
             self._stores.expect(stored.request_id)
         for order in orders.loads:
             self._loads.expect(order.request_id)
+            self._orders[order.request_id] = order
             self._guard.promised("load", self._load, order)
 
     def computed(self, layer: str) -> None:
@@ -138,7 +143,20 @@ class WorkerSide:
             self._loads.wait(IDLE_WAIT_S)
         received, failed = self._loads.over(finished)
         self._failed |= failed
+        orders = {request_id: self._orders.pop(request_id) for request_id in received}
+        self._broken = [orders[request_id] for request_id in failed]
         return self._stores.over(finished), received, failed
+
+    def broken_blocks(self) -> set[int]:
+        """The blocks that the loads were to fill that have failed by the last call of `over`: what vLLM 0.28, which
+        has one group of blocks here, must be told of them."""
+        found: set[int] = set()
+        for order in self._broken:
+            if order.blocks:
+                found.update(order.blocks[0][order.start // self._page : ceil(order.stop / self._page)])
+            else:  # which ones isn't known
+                found.update(range(self._kv_cache_config.num_blocks))
+        return found
 
     def result(self) -> StepResult | None:
         """What the scheduler's side must know of the last step; None if nothing."""

@@ -70,9 +70,9 @@ def configuration(**changes: Any) -> Any:
     ).create_engine_config()
 
 
-def said(config: Any) -> list[str]:
+def said(config: Any, version: str = "0.32.0") -> list[str]:
     plan = SimpleNamespace(has_mamba_layers=False, kv_cache_groups=[])
-    return [f"{reason}: {message}" for reason, message in refusals(config, plan, "0.32.0")]
+    return [f"{reason}: {message}" for reason, message in refusals(config, plan, version)]
 
 
 def settings() -> dict[str, list[str]]:
@@ -80,6 +80,7 @@ def settings() -> dict[str, list[str]]:
     speculative = {"method": "ngram", "num_speculative_tokens": 2, "prompt_lookup_max": 3}
     found = {
         "plain": said(configuration()),
+        "vLLM 0.29.0": said(configuration(), "0.29.0"),
         "download_dir and a folder": said(configuration(download_dir="/elsewhere")),
         "ignore_patterns": said(configuration(ignore_patterns="*-2.safetensors")),
         "speculative": said(configuration(speculative_config=speculative)),
@@ -93,8 +94,7 @@ def settings() -> dict[str, list[str]]:
     hub = configuration(download_dir="/elsewhere")
     hub.model_config.model = "org/tiny"  # which this machine doesn't have
     found["download_dir"] = said(hub)
-    hub = configuration()
-    hub.model_config.model = "org/tiny"
+    hub.load_config.download_dir = None
     found["a hub's model"] = said(hub)
     os.environ["VLLM_USE_MODELSCOPE"] = "1"
     found["modelscope"] = said(hub)
@@ -200,7 +200,7 @@ def requests(folder: Path) -> dict[str, Any]:
     manager = SimpleNamespace(block_pool=block_pool, reset_prefix_cache=block_pool.reset_prefix_cache, freed=[])
     manager.free = manager.freed.append
     let_go: list[str] = []
-    switch.watch(manager, lambda: let_go.append("called"))
+    switch.watch(block_pool, manager, lambda: let_go.append("called"))
     while (namespace := switch.namespace) is None:
         time.sleep(0.05)
     fill(cache, namespace)

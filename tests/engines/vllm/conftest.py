@@ -1,5 +1,6 @@
 """Real vLLM processes. Most run the engine inside the driver's process, which starts in a few seconds."""
 
+import os
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -10,6 +11,8 @@ from demo.job import MODEL
 from engines.drivers.driver import Driver
 from engines.launch import available
 
+# Another release to run these tests with, such as `vllm==0.28.0`; what it isn't supported with then fails.
+RELEASE = os.environ.get("KVLINGUA_TEST_VLLM", "vllm")
 INSIDE = {"VLLM_ENABLE_V1_MULTIPROCESSING": "0", "OMP_NUM_THREADS": "1"}
 Launcher = Callable[..., Driver]
 
@@ -19,7 +22,7 @@ def pytest_collection_modifyitems(items: Sequence[pytest.Item]) -> None:
         if Path(__file__).parent in item.path.parents:
             item.add_marker(pytest.mark.engine)
             item.add_marker(pytest.mark.timeout(600))
-            if not available("vllm"):
+            if not available(RELEASE):
                 item.add_marker(pytest.mark.skip("vLLM's environment isn't built: run `make engines`"))
 
 
@@ -36,7 +39,7 @@ def launch(tmp_path_factory: pytest.TempPathFactory) -> Launcher:
         nonlocal count
         count += 1
         return Driver(
-            "vllm",
+            RELEASE,
             options.pop("model", MODEL),
             log=folder / f"{count}.log",
             url=store.as_uri() if store else None,

@@ -57,7 +57,7 @@ def test_settings_that_are_refused(report: dict[str, Any]) -> None:
     found = report["settings"]
     for name in ("plain", "plain, asked for async scheduling", "download_dir and a folder", "a hub's model"):
         assert found.pop(name) == []
-    assert len(found) == 7
+    assert len(found) == 8
     for name, refusals in found.items():
         assert len(refusals) == 1
         assert name in refusals[0]
@@ -90,7 +90,7 @@ def test_whatever_fails_at_start_is_said_once(report: dict[str, Any], case: str,
     assert line in said
 
 
-# What else vLLM's worker can be told, of versions 0.30 to 0.32: nothing of it changes the model's weights. (LoRA
+# What else vLLM's worker can be told, of versions 0.28 to 0.32: nothing of it changes the model's weights. (LoRA
 # adapters are known by their files.)
 HARMLESS = """
     add_lora annotate_profile check_health checkpoint_prepare compile_or_warm_up_model compute_weight_checksums

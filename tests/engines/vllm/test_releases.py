@@ -9,16 +9,13 @@ import pytest
 from demo.job import MODEL
 from engines.drivers.driver import Driver
 from engines.recipe import all_names
-from kvlingua.common.supported import VLLM
 from tests.engines.releases import FLIPPED, NEGATED, PLAIN, PRODUCED, Stored, needs, spoiled_copy, store_all
 from tests.engines.texts import chunks, length, taken
 from tests.engines.vllm.conftest import INSIDE
 
 pytestmark = pytest.mark.thorough
 
-RELEASES = [name for name in all_names() if name.startswith("vllm==")]
-CASES = [(release, page) for release in RELEASES if VLLM.supports(release[6:]) for page in (32, 128)]
-UNKNOWN = [release for release in RELEASES if not VLLM.supports(release[6:])]
+CASES = [(name, page) for name in all_names() if name.startswith("vllm==") for page in (32, 128)]
 
 
 @pytest.fixture(scope="module")
@@ -50,15 +47,3 @@ def test_a_release(release: str, page: int, stored: Stored, tmp_path: Path) -> N
         reply = driver.generate(PRODUCED)
         assert reply.answers[0].tokens == stored.produced
         assert reply.reused == taken(1, PRODUCED), "what this release has stored"
-
-
-@pytest.mark.parametrize("release", UNKNOWN)
-def test_a_release_that_was_never_run(release: str, tmp_path: Path) -> None:
-    """It is refused by name, and answers."""
-    needs(release)
-    with Driver(
-        release, MODEL, log=tmp_path / "vllm.log", url=(tmp_path / "store").as_uri(), page=32, settings=INSIDE
-    ) as driver:
-        assert len(driver.generate(PLAIN).answers[0].tokens) == PLAIN.max_tokens
-        assert f"off: vLLM {release[6:]}" in driver.log_text()
-    assert not (tmp_path / "store").exists()
