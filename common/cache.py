@@ -145,7 +145,7 @@ class KVCache:
         written any more. LoadError: an object is damaged (it is removed) or gone. StoreTimeout after `load_timeout_s`.
         StoreError, LayoutError.
         """
-        self._loader(hit, into, start, stop, allow_lossy)(Gate())
+        self._counted(stop - start, self._loader(hit, into, start, stop, allow_lossy))(Gate())
 
     def submit_load(self, hit: Hit, into: View, start: int, stop: int, *, allow_lossy: bool = False) -> LoadHandle:
         """Like `load`, but in a thread of the cache's, one after the other in the order they were submitted.
@@ -153,7 +153,7 @@ class KVCache:
         Each is over `load_timeout_s` after it was submitted. What `load` raises is in the handle, but for LayoutError
         and LoadError about the arguments, which are raised here.
         """
-        return self._submit_load(self._loader(hit, into, start, stop, allow_lossy))
+        return self._submit_load(self._counted(stop - start, self._loader(hit, into, start, stop, allow_lossy)))
 
     def submit_parts(self, hit: Hit, parts: Sequence[tuple[View, int, int, Callable[[], None]]]) -> LoadHandle:
         """Like `submit_load`, by way of memory of the caller's, which all its loads may share.
@@ -163,14 +163,16 @@ class KVCache:
         """
         loads = [(self._loader(hit, into, start, stop, False), then) for into, start, stop, then in parts]
 
-        def load(gate: Gate) -> None:
+        def load(gate: Gate) -> int:
+            nbytes = 0
             for one, copy in loads:
                 gate.check()
-                one(Gate())
+                nbytes += one(Gate())
                 with gate.writing():
                     copy()
+            return nbytes
 
-        return self._submit_load(load)
+        return self._submit_load(self._counted(sum(stop - start for _, start, stop, _ in parts), load))
 
     def _submit_load(self, load: Callable[[Gate], None]) -> LoadHandle:
         handle, running = LoadHandle(load), self._in_this_process()
@@ -179,7 +181,13 @@ class KVCache:
             handle.cancel()
         return handle
 
-    def _loader(self, hit: Hit, into: View, start: int, stop: int, allow_lossy: bool) -> Callable[[Gate], None]:
+    def _counted(self, tokens: int, load: Callable[[Gate], int]) -> Callable[[Gate], None]:
+        """What `load` reads counts as reused once all of it has arrived."""
+        counts = self._in_this_process().counts
+        return lambda gate: counts.loaded(tokens, load(gate))
+
+    def _loader(self, hit: Hit, into: View, start: int, stop: int, allow_lossy: bool) -> Callable[[Gate], int]:
+        """What loads it, with a gate for its writes, and says how many bytes were read."""
         check_view("target", into)
         check_leave(allow_lossy)
         pool = into.pool
@@ -192,9 +200,9 @@ class KVCache:
         loading.check(hit, into, start, stop, allow_lossy)
         running, began = self._in_this_process(), time.monotonic()
 
-        def load(gate: Gate) -> None:
+        def load(gate: Gate) -> int:
             with Stopwatch("load", self._scheme):
-                loading.load(running, hit, into, start, stop, allow_lossy, gate, began)
+                return loading.load(running, hit, into, start, stop, allow_lossy, gate, began)
 
         return load
 

@@ -72,11 +72,11 @@ def check(hit: Hit, into: View, start: int, stop: int, allow_lossy: bool) -> Non
 
 def load(
     running: Running, hit: Hit, into: View, start: int, stop: int, allow_lossy: bool, gate: Gate, began: float
-) -> None:
+) -> int:
     """Copy prompt positions [start, stop), which `check` has passed, into `into`, as `KVCache.load` says; no more once
-    `gate` is closed. began: since when its time runs (time.monotonic)."""
+    `gate` is closed. began: since when its time runs (time.monotonic). Returns how many bytes were read."""
     if start == stop:
-        return
+        return 0
     pieces = list(_pieces(running, hit, into, start, stop))
     files = running.files
     timeout_s = running.config.load_timeout_s
@@ -96,10 +96,9 @@ def load(
             running.load_memory.release(memory)
     finally:
         running.load_lock.release()
-    nbytes = sum(len(piece.digests) * bulk.read_bytes(piece.container, piece.needed) for piece in pieces)
-    running.counts.loaded(stop - start, nbytes)
     chain = list(hit.keys(0, -(-stop // hit.namespace.chunk_tokens)))
     running.queue.submit("touch", lambda: running.store.touch_chain(chain))
+    return sum(len(piece.digests) * bulk.read_bytes(piece.container, piece.needed) for piece in pieces)
 
 
 def _pieces(running: Running, hit: Hit, into: View, start: int, stop: int) -> Iterator[_Piece]:

@@ -98,6 +98,7 @@ def test_parts_share_memory(cache: KVCache, root: Path) -> None:
     assert isinstance(failed.error, LoadError)
     assert copied == list(range(0, 96, 16))[: len(copied)]
     assert len(copied) < 6
+    assert cache.stats["tokens_reused"] == 3 * 85, "parts of a load that fails aren't reused"
 
 
 @pytest.mark.usefixtures("one_by_one")
@@ -114,6 +115,7 @@ def test_cancelled_parts_are_copied_nowhere(root: Path) -> None:
         behind = cache.submit_load(hit, memory.view(), 0, 96)
         assert behind.wait(10)
         assert (behind.error, copied.is_set()) == (None, False)
+        assert cache.stats["tokens_reused"] == 96, "those of the one behind"
 
 
 def test_submitted_lookups_give_what_lookups_give(root: Path) -> None:

@@ -12,7 +12,7 @@ from engines.drivers.driver import Driver
 from engines.launch import available
 
 # Another release to run these tests with, such as `vllm==0.28.0`; what it isn't supported with then fails.
-RELEASE = os.environ.get("KVLINGUA_TEST_VLLM", "vllm")
+RELEASE = os.environ.get("TEST_VLLM", "vllm")
 INSIDE = {"VLLM_ENABLE_V1_MULTIPROCESSING": "0", "OMP_NUM_THREADS": "1"}
 Launcher = Callable[..., Driver]
 
