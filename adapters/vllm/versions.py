@@ -10,6 +10,7 @@ from kvlingua.common.supported import VLLM
 RUN_WITH: Mapping[str, tuple[str, ...]] = {
     "tensor parallelism": ("0.32",),
     "sliding windows": ("0.32",),
+    "latent attention (MLA)": ("0.32",),
     "LoRA adapters": ("0.32",),
     "KV in fp8": (),  # no CPU at hand had vLLM's kernels for it (test_fp8.py)
 }
