@@ -86,7 +86,7 @@ class KVLinguaConnector(KVConnectorBase_V1, SupportsHMA):
             live_weights.await_model(self._worker)
             return
         switch = Switch(Activation(self._cache, description, self._guard), page)
-        adapters = Adapters(self._vllm_config, vllm.__version__)
+        adapters = Adapters(self._vllm_config)
         tables = None if says_blocks(vllm.__version__) else BlockTables()
         self._scheduler = SchedulerSide(self._cache, switch, self._guard, page, adapters, tables)
         self._switch = switch
@@ -192,8 +192,9 @@ class KVLinguaConnector(KVConnectorBase_V1, SupportsHMA):
             return WorkerReady(None, (reason_of(error), str(error)))
 
     def get_handshake_metadata(self) -> WorkerReady:
-        """Handed over also if this side refuses: the other one says so."""
-        return self._ready
+        """Handed over also if this side refuses: the other one says so. Asked for once the model is loaded and run."""
+        why_not = self._worker.unproved if self._worker is not None else None
+        return self._ready if why_not is None else WorkerReady(None, why_not)
 
     def handle_preemptions(self, kv_connector_metadata: Any) -> None:
         """Called in every step, before anything is written."""

@@ -61,16 +61,19 @@ def refusals(config: Any, kv_cache_config: Any, version: str) -> Iterator[tuple[
     for name, what in sizes.items():
         if getattr(parallel, name) > 1:
             yield "parallel", f"{what} ({name}={getattr(parallel, name)}) isn't supported yet, tensor parallelism is"
-    if parallel.tensor_parallel_size > 1 and not was_run("tensor parallelism", version):
-        yield "parallel", f"tensor parallelism was never run with vLLM {version}: use the newest that is supported"
     if any(windows_of(kv_cache_config.kv_cache_groups)) and not was_run("sliding windows", version):
         yield "sliding_window", f"sliding windows were never run with vLLM {version}: use the newest that is supported"
     if model.runner_type != "generate":
         yield "pooling", f"models that don't generate (runner {model.runner_type}) have no use for stored KV"
     if model.is_encoder_decoder or model.is_attention_free or model.is_diffusion:
         yield "architecture", "only decoder models with attention are supported"
-    if model.use_mla:  # seen in 0.32: its rotary operator takes rows that aren't dense, as these are, for dense ones
-        yield "mla", "vLLM rotates keys of latent attention (MLA) wrongly on CPUs, so that its KV isn't the model's"
+    if model.use_mla:  # whether it is computed rightly the worker finds out (latent_proof.py)
+        if not was_run("latent attention (MLA)", version):
+            yield "mla", f"latent attention (MLA) was never run with vLLM {version}: use the newest that is supported"
+        if parallel.tensor_parallel_size > 1:
+            yield "parallel", "latent attention (MLA) isn't supported on several ranks yet: use one"
+        if config.lora_config is not None:
+            yield "lora", "LoRA beside latent attention (MLA) isn't supported yet: start without --enable-lora"
     if model.is_hybrid or kv_cache_config.has_mamba_layers:
         yield "hybrid", "models with recurrent layers (Mamba, linear attention) aren't supported yet"
     cached, computed = kv_dtype(cache.cache_dtype, dtype_name(model.dtype)), dtype_name(model.dtype)

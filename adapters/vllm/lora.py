@@ -4,7 +4,7 @@ import logging
 from collections.abc import Iterator
 from typing import Any
 
-from kvlingua.adapters.vllm.versions import dtype_name, was_run
+from kvlingua.adapters.vllm.versions import dtype_name
 from kvlingua.common import log
 from kvlingua.common.errors import KVLinguaError
 from kvlingua.common.identity.lora import AdapterDigests
@@ -16,10 +16,10 @@ class Adapters:
     name was another folder's, or is loaded anew in its place, has no digest from then on, nor has the other one.
     """
 
-    def __init__(self, vllm_config: Any, version: str) -> None:
+    def __init__(self, vllm_config: Any) -> None:
         self.enabled = vllm_config.lora_config is not None
         self._digests = AdapterDigests()
-        self._why_not = next(_refusals(vllm_config, version), None)
+        self._why_not = next(_refusals(vllm_config), None)
         self._folders: dict[object, str] = {}  # by number and by name
         self._mixed: set[str] = set()  # folders
 
@@ -52,13 +52,11 @@ class Adapters:
             refused("vllm", "lora")
 
 
-def _refusals(config: Any, version: str) -> Iterator[str]:
+def _refusals(config: Any) -> Iterator[str]:
     """What in these settings may make more or less of an adapter than its files say."""
     lora = config.lora_config
     if lora is None:
         return
-    if not was_run("LoRA adapters", version):
-        yield f"adapters were never run with vLLM {version}: use the newest that is supported"
     if dtype_name(lora.lora_dtype) not in ("auto", dtype_name(config.model_config.dtype)):
         yield f"lora_dtype {lora.lora_dtype} isn't the model's: start without it"
     names = ("target_modules", "default_mm_loras", "enable_mixed_moe_lora_format", "enable_moe_shared_loras")

@@ -9,6 +9,7 @@ from typing import Any
 from kvlingua.adapters.vllm.cache_plan import windows_of
 from kvlingua.adapters.vllm.groups import Groups, group_of_layers
 from kvlingua.adapters.vllm.kernel_proof import check_kernel
+from kvlingua.adapters.vllm.latent_proof import check_latents
 from kvlingua.adapters.vllm.live_weights import LiveWeights
 from kvlingua.adapters.vllm.metadata import LoadOrder, StepOrders, StepResult, StoreOrder
 from kvlingua.adapters.vllm.transfers import Loads, Stores
@@ -16,7 +17,7 @@ from kvlingua.adapters.vllm.versions import axes_of
 from kvlingua.adapters.vllm.views import MLA_LAYOUT, layout_name, ordered_layers, pool_of, static_scales
 from kvlingua.common.cache import KVCache
 from kvlingua.common.cpu_clock import ClockedThread
-from kvlingua.common.errors import LoadError
+from kvlingua.common.errors import LoadError, UnsupportedError
 from kvlingua.common.guard import Guard
 from kvlingua.common.identity.lora import with_adapter
 from kvlingua.common.identity.namespace import Namespace
@@ -25,6 +26,7 @@ from kvlingua.layouts.geometry import Geometry
 from kvlingua.layouts.view import Pool
 
 IDLE_WAIT_S = 0.002  # for a load, in a step in which nothing is computed: vLLM would only ask again
+UNSEEN = "mla", "vLLM's latent attention (MLA) couldn't be proved to be right"
 
 
 class WorkerSide:
@@ -42,6 +44,8 @@ class WorkerSide:
         self._computed: set[str] = set()  # layers whose attention this step's forward has passed
         self._forwards = 0  # steps whose forward has passed all layers
         self._off: tuple[str, str] | None = None
+        self._latent: list[Any] = []  # its attention layers, where they are latent
+        self.unproved: tuple[str, str] | None = None  # why what the model computes can't be trusted, once it is loaded
         self._failed: set[str] = set()
         self._orders: dict[str, LoadOrder] = {}  # of loads that are under way
         self._broken: list[LoadOrder] = []
@@ -65,8 +69,9 @@ class WorkerSide:
         attention = [layers[name] for name in order]
         layout = layout_name(attention, axes_of(self._kv_cache_config))
         split = Split.of(self._geometry.kv_heads, self._geometry.layers, ranks)
-        if layout != MLA_LAYOUT:
-            check_kernel(layout, attention[0], self._geometry, split.extent(rank, 0).heads, self._page)
+        check_kernel(layout, attention[0], self._geometry, split.extent(rank, 0).heads, self._page)
+        if layout == MLA_LAYOUT:
+            self._latent, self.unproved = attention, UNSEEN
         blocks, windows = self._kv_cache_config.num_blocks, windows_of(groups)
         if windows == [None]:
             self._pool = pool_of(
@@ -94,8 +99,17 @@ class WorkerSide:
         return layout
 
     def model_loaded(self, model: Any) -> None:
-        """Remember the model as it is before anybody can change it."""
+        """Prove of it what can't be known without it, and remember it as it is before anybody can change it."""
+        if self._latent:
+            self.unproved = self._guard.run("start", UNSEEN, self._prove, model)
         self._weights = self._guard.run("start", None, LiveWeights, model)
+
+    def _prove(self, model: Any) -> tuple[str, str] | None:
+        try:
+            check_latents(model, self._latent)
+        except UnsupportedError as error:
+            return error.reason, str(error)
+        return None
 
     def make_room(self, orders: StepOrders) -> None:
         """Blocks that vLLM has taken away are overwritten when this returns: nothing may read them any more."""

@@ -9,11 +9,12 @@ import torch
 
 from kvlingua.adapters.vllm.kernel_proof import check_kernel
 from kvlingua.common.errors import UnsupportedError
-from kvlingua.layouts.geometry import Geometry
+from kvlingua.layouts.geometry import Geometry, Rope
 
 HEADS, DIM, PAGE = 2, 32, 16
 FP8 = Geometry.kv(4, HEADS, DIM, "float8_e4m3fn", scales="tensor")
 PLAIN = Geometry.kv(4, HEADS, DIM, "bfloat16")
+LATENT = Geometry.mla(4, 48, DIM, "float32", rope=Rope("half", DIM))
 Write = Callable[..., None]
 
 
@@ -70,3 +71,18 @@ def test_what_does_not(write: Write, geometry: Geometry, message: str) -> None:
         one._k_scale_float = one._v_scale_float = 1.0
     with pytest.raises(UnsupportedError, match=message):
         check_kernel("vllm_cpu_vec", one, geometry, HEADS, PAGE)
+
+
+def test_latents_and_rotated_keys() -> None:
+    def write(latents: torch.Tensor, keys: torch.Tensor, cache: torch.Tensor, slots: torch.Tensor, *_: object) -> None:
+        assert latents.shape[1:] == (48,)
+        assert keys.shape[1:] == (1, DIM)
+        parts = [latents, keys[:, 0]]
+        cache.view(-1, 48 + DIM)[slots] = torch.cat(parts if in_order else parts[::-1], dim=-1)
+
+    one = SimpleNamespace(impl=SimpleNamespace(do_kv_cache_update=write), kv_cache_dtype="auto", _k_scale=None)
+    in_order = True
+    check_kernel("vllm_mla", one, LATENT, 1, PAGE)
+    in_order = False
+    with pytest.raises(UnsupportedError, match="doesn't pack a block as vllm_mla"):
+        check_kernel("vllm_mla", one, LATENT, 1, PAGE)

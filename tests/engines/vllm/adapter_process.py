@@ -204,7 +204,7 @@ def requests(folder: Path) -> dict[str, Any]:
     while (namespace := switch.namespace) is None:
         time.sleep(0.05)
     fill(cache, namespace)
-    side = SchedulerSide(cache, switch, guard, PAGE, Adapters(configuration(), "0.32.0"))
+    side = SchedulerSide(cache, switch, guard, PAGE, Adapters(configuration()))
     promised = {name: asked(side, request) for name, request in kinds(IDS).items()}
     for name in promised:
         side.finished(name)

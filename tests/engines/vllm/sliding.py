@@ -4,12 +4,9 @@ so that attention isn't flat; attention weighs more than the MLP behind it."""
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 import torch
 from transformers import DynamicCache, Gemma2Config, Gemma2ForCausalLM
-
-from engines.drivers.protocol import Ask
 
 torch.set_num_threads(1)  # beside an engine's, more are slower
 SLIDING, FULL = "sliding_attention", "full_attention"
@@ -50,15 +47,6 @@ def make_model(folder: Path, window: int) -> Gemma2ForCausalLM:
                 weight.fill_(LOGITS - 1)
     model.save_pretrained(folder)
     return Gemma2ForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()  # kvlingua knows it by its files
-
-
-def greedy(model: Any, ask: Ask) -> list[int]:
-    """What transformers answers; with what is stored, if kvlingua is attached to the model."""
-    ids = torch.tensor([list(ask.prompt)])
-    mask = torch.ones_like(ids)
-    output = model.generate(ids, attention_mask=mask, do_sample=False, max_new_tokens=ask.max_tokens)
-    tokens: list[int] = output[0, ids.shape[1] :].tolist()
-    return tokens
 
 
 def whole_cache(model: Gemma2ForCausalLM, ids: Sequence[int]) -> list[torch.Tensor]:

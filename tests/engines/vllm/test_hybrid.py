@@ -2,74 +2,30 @@
 kind, and drops what the window has left behind. What is stored holds all layers of every token, as transformers
 computes them; what is loaded is right in both kinds. The answers to compare with are those of transformers."""
 
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
 import torch
 from transformers import Gemma2ForCausalLM
 
-from engines.drivers.driver import Driver
 from engines.drivers.protocol import Ask
 from kvlingua import hf
 from kvlingua.common.cache import KVCache
 from kvlingua.common.config import Config
 from kvlingua.layouts.formats import format
 from kvlingua.layouts.memory import Buffer
-from tests.engines.texts import CHUNK, chunks, length, objects_of, taken, text
+from tests.engines.texts import CHUNK, chunks, objects_of, taken
+from tests.engines.vllm.beside_hf import REUSED, answers, cold, cut, spoiled, warm
 from tests.engines.vllm.conftest import Launcher
-from tests.engines.vllm.sliding import LAYERS, SLIDING, greedy, make_model, whole_cache
-from tests.spoil import flip_byte, negate_v
+from tests.engines.vllm.sliding import LAYERS, SLIDING, make_model, whole_cache
+from tests.spoil import flip_byte
 
-REUSED = 6 * CHUNK  # of a whole prompt here, at any block size
 CHUNKED = {"max_num_batched_tokens": 160, "long_prefill_token_threshold": 96}
-
-
-def cut(seed: int, tokens: int = REUSED + 7, max_tokens: int = 8) -> Ask:
-    """The beginning of a text: behind what is reused a few tokens are computed, which attend to it in all layers."""
-    ask = text(seed, max_tokens=max_tokens)
-    return replace(ask, prompt=ask.prompt[:tokens])
 
 
 OWN, THEIRS = [cut(seed) for seed in range(90, 93)], [cut(seed) for seed in range(93, 96)]  # vLLM's, transformers'
 LONG, SPOILED, SHORT = cut(96, max_tokens=120), cut(97), cut(98, CHUNK + 7)
-
-
-def cold(model: Gemma2ForCausalLM, *asks: Ask) -> list[list[int]]:
-    return [greedy(model, ask) for ask in asks]
-
-
-def warm(model: Gemma2ForCausalLM, store: Path, *asks: Ask) -> tuple[list[list[int]], int]:
-    """What transformers answers with this store, and how many of the prompts' tokens were reused."""
-    with KVCache.open(Config(url=store.as_uri(), lookup_timeout_s=30)) as cache:
-        attached, tokens, reused = hf.attach(model, cache), [], 0
-        try:
-            for ask in asks:
-                tokens.append(greedy(attached, ask))
-                reused += attached.kvlingua.last.reused
-            assert cache.flush(30)
-        finally:
-            hf.detach(attached)
-    return tokens, reused
-
-
-def answers(driver: Driver, *asks: Ask) -> tuple[list[list[int]], int]:
-    """What vLLM answers to prompts handed over together, and how many of their tokens were taken from the store."""
-    reply = driver.generate(*asks)
-    assert reply.local + reply.reused + reply.computed == length(*asks)
-    return [answer.tokens for answer in reply.answers], reply.reused
-
-
-@contextmanager
-def spoiled(objects: Sequence[Path], *layers: int) -> Iterator[None]:
-    """V of these layers has the other sign in these objects, for a while."""
-    before = [path.read_bytes() for path in objects]
-    for path in objects:
-        assert negate_v(path, layers) == 1
-    yield
-    for path, data in zip(objects, before, strict=True):
-        path.write_bytes(data)
 
 
 def test_each_layer_counts_where_it_is_attended_to(launch: Launcher, tmp_path: Path) -> None:

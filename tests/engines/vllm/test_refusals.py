@@ -6,9 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import torch
 from safetensors.torch import load_file, save_file
-from transformers import DeepseekV2Config, DeepseekV2ForCausalLM
 
 from demo.job import MODEL
 from engines.drivers.driver import Driver, DriverError
@@ -36,31 +34,6 @@ def test_it_is_off_and_the_engine_as_ever(launch: Launcher, tmp_path: Path) -> N
     assert not (tmp_path / "store").exists() or driver.objects() == 0
 
 
-@pytest.fixture(scope="module")
-def latent(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A random model with latent attention (MLA), of the one size that vLLM has a kernel for on CPUs."""
-    folder = tmp_path_factory.mktemp("latent")
-    torch.manual_seed(0)
-    config = DeepseekV2Config(
-        vocab_size=512,
-        hidden_size=128,
-        intermediate_size=256,
-        moe_intermediate_size=64,
-        num_hidden_layers=2,
-        first_k_dense_replace=2,  # all of them
-        num_attention_heads=4,
-        num_key_value_heads=4,
-        q_lora_rank=None,
-        kv_lora_rank=512,
-        qk_nope_head_dim=32,
-        qk_rope_head_dim=64,
-        v_head_dim=32,
-        max_position_embeddings=2048,
-    )
-    DeepseekV2ForCausalLM(config).save_pretrained(folder)
-    return folder
-
-
 LOOKUP = {"method": "ngram", "num_speculative_tokens": 2, "prompt_lookup_max": 3}
 
 
@@ -74,14 +47,9 @@ LOOKUP = {"method": "ngram", "num_speculative_tokens": 2, "prompt_lookup_max": 3
             marks=pytest.mark.thorough,
         ),
         pytest.param({"engine": {"load_format": "dummy"}}, "off: .*dummy", id="dummy"),
-        pytest.param({"model": "latent", "page": 16}, "off: .*latent attention", id="mla", marks=pytest.mark.thorough),
     ],
 )
-def test_it_is_off_and_the_engine_answers(
-    launch: Launcher, latent: Path, tmp_path: Path, options: dict[str, Any], line: str
-) -> None:
-    if options.get("model") == "latent":
-        options = {**options, "model": latent}
+def test_it_is_off_and_the_engine_answers(launch: Launcher, tmp_path: Path, options: dict[str, Any], line: str) -> None:
     with launch(tmp_path / "store", **options) as driver:
         assert not driver.switched_on
         replies = [driver.generate(*TEXTS) for _ in range(2)]
