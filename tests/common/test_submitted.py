@@ -238,6 +238,7 @@ def test_time_runs_from_the_submission_on(cache: KVCache) -> None:
 
 @pytest.mark.usefixtures("one_by_one")
 def test_loads_left_at_the_end_are_cancelled(root: Path) -> None:
+    before = set(threading.enumerate())
     cache = KVCache.open(Config(url=f"file://{root}", load_timeout_s=30))
     hit = cache.lookup(namespace(), TOKENS)
     began, release = stuck(cache)
@@ -251,7 +252,7 @@ def test_loads_left_at_the_end_are_cancelled(root: Path) -> None:
     with pytest.raises(StoreError, match="closed"):
         cache.submit_load(hit, targets[0].view(), 0, 96)
     release.set()
-    until(lambda: not any(thread.name == "kvlingua-submitted" for thread in threading.enumerate()))
+    until(lambda: not any(thread.name == "kvlingua-submitted" for thread in set(threading.enumerate()) - before))
     assert all(target.untouched() for target in targets)
 
 
