@@ -9,7 +9,7 @@ from kvlingua.common.supported import VLLM
 # What only these releases were run with; in other supported ones it is refused.
 RUN_WITH: Mapping[str, tuple[str, ...]] = {
     "sliding windows": ("0.30", "0.31", "0.32"),
-    "latent attention (MLA)": ("0.32",),
+    "latent attention (MLA)": ("0.30", "0.31", "0.32"),
     "KV in fp8": (),  # no CPU at hand had vLLM's kernels for it (test_fp8.py)
 }
 
