@@ -26,6 +26,9 @@ ABSENT: tuple[str, ...] = {
     "0.5.22": _NEW_IN_23,
 }.get(VERSION, ())
 
+# Kinds of rope whose table, once it is made longer than the model's own context, goes on without the scaling.
+UNSCALED_BEYOND = ("linear",)
+
 _UPDATER = "sglang.srt.model_executor.model_runner_components.weight_updater.WeightUpdater"
 _MANAGER = "sglang.srt.managers.scheduler_components.weight_updater.SchedulerWeightUpdaterManager"
 # Every method through which weights are written after the start. After begin_weight_update others may write them.
