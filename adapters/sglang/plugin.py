@@ -40,12 +40,11 @@ def build_tree(context: Any) -> Any:
     if link is None:
         return default_radix_cache_factory(context)
 
-    from sglang.srt.mem_cache.registry import create_unified_radix_cache  # not in every release that has the flag
-
+    from kvlingua.adapters.sglang import releases
     from kvlingua.adapters.sglang.radix_cache import KVLinguaRadixCache
     from kvlingua.adapters.sglang.waiting import Waiting
 
-    cache = create_unified_radix_cache(context, cache_class=KVLinguaRadixCache)
+    cache = releases.build_tree(context, KVLinguaRadixCache)
     waiting = Waiting(link, cache.token_to_kv_pool_allocator.free)
     cache.link, cache.waiting, link.step = link, waiting, waiting.step
     link.start()

@@ -130,6 +130,11 @@ class KVLinguaRadixCache(UnifiedRadixCache):
         self._store(req, up_to)
         super().insert_req(req, up_to=up_to, **kwargs)
 
+    def cache_finished_req(self, req: Any, is_insert: bool = True, *, kv_len_to_handle: int, **kwargs: Any) -> None:
+        if is_insert:  # else it was aborted or retracted, of which the later releases hand over nothing
+            self._store(req, kv_len_to_handle)
+        super().cache_finished_req(req, is_insert=is_insert, kv_len_to_handle=kv_len_to_handle, **kwargs)
+
     def cache_unfinished_req(self, req: Any, *args: Any, **kwargs: Any) -> None:
         self._store(req, len(req.get_fill_ids()))
         super().cache_unfinished_req(req, *args, **kwargs)

@@ -2,10 +2,9 @@
 
 | release | the match of a prefix | what is computed comes by |
 |---|---|---|
+| 0.5.20 | rows | cache_unfinished_req, cache_finished_req |
 | 0.5.21 | rows | cache_unfinished_req, insert_req |
 | 0.5.22, 0.5.23 | lengths | checkpoint |
-
-0.5.20 has no way to give its tree another class.
 """
 
 from typing import Any
@@ -13,31 +12,73 @@ from typing import Any
 import sglang
 import torch
 
+from kvlingua.common.errors import UnsupportedError
+
 VERSION: str = sglang.__version__
-PAGES = VERSION not in ("0.5.21", "0.5.22")  # whether the ways by hashes of pages were run
+PAGES = VERSION == "0.5.23"  # whether the ways by hashes of pages were run
 LORA_WAS_RUN = VERSION == "0.5.23"
-_ROWS = VERSION == "0.5.21"  # matches and requests carry their rows [token] instead of how many there are
+_IS_20 = VERSION == "0.5.20"
+_ROWS = VERSION in ("0.5.20", "0.5.21")  # matches and requests carry their rows [token] instead of how many there are
 
 # Arguments, and attributes of requests and of the model's configuration, that a release doesn't have yet.
+_NEW_IN_21 = ("enable_pd_role_switch", "token_indices_to_pool")
 _NEW_IN_22 = ("attn_dp_size", "enable_kv_cache_sharding", "decision_layout")
 _NEW_IN_23 = ("enable_paged_experts", "pointer_head")
 ABSENT: tuple[str, ...] = {
+    "0.5.20": (*_NEW_IN_21, *_NEW_IN_22, *_NEW_IN_23),
     "0.5.21": (*_NEW_IN_22, *_NEW_IN_23),
     "0.5.22": _NEW_IN_23,
 }.get(VERSION, ())
 
+# Kinds of rope whose table, once it is made longer than the model's own context, goes on without the scaling.
+UNSCALED_BEYOND = ("linear", "yarn") if _IS_20 else ("linear",)
+
 _UPDATER = "sglang.srt.model_executor.model_runner_components.weight_updater.WeightUpdater"
 _MANAGER = "sglang.srt.managers.scheduler_components.weight_updater.SchedulerWeightUpdaterManager"
-# Every method through which weights are written after the start. After begin_weight_update others may write them.
+# Every method through which weights are written after the start. After begin_weight_update others may write them;
+# before there were such sessions, one method received and loaded what is broadcast.
+_SENT = ("update_weights_from_distributed",) if _IS_20 else ("load_weights_from_distributed", "begin_weight_update")
 WEIGHT_WRITERS = (
     f"{_UPDATER}.update_weights_from_disk",
     f"{_UPDATER}.update_weights_from_tensor",
     f"{_UPDATER}.update_weights_from_ipc",
-    f"{_UPDATER}.load_weights_from_distributed",
-    f"{_UPDATER}.begin_weight_update",
+    *(f"{_UPDATER}.{name}" for name in _SENT),
     f"{_MANAGER}.release_memory_occupation",
     "sglang.srt.utils.weight_checker.WeightChecker._reset_tensors",
 )
+
+
+def check_tree(context: Any) -> None:
+    """Raise UnsupportedError if 0.5.20 would give its tree for this TreeCacheBuildContext more than `build_tree` does.
+
+    Asked of what its own factory asks; later releases' factories do the rest themselves.
+    """
+    if not _IS_20:
+        return
+    from sglang.srt.runtime_context import get_disagg, get_memory
+
+    for more, what in (
+        (context.is_hybrid_swa, "a sliding window"),
+        (context.is_hybrid_ssm, "recurrent state"),
+        (hasattr(context.params.req_to_token_pool, "req_to_c128_sidecar"), "compressed KV"),
+        (context.enable_hierarchical_cache, "HiCache"),
+        (get_disagg().disaggregation_decode_retraction_backup == "host_pool", "a host pool"),
+        (get_memory().enable_unified_cache_external_linker, "a cache linker"),
+    ):
+        if more:
+            raise UnsupportedError("tree", f"the prefix cache of SGLang {VERSION} with {what} isn't supported")
+
+
+def build_tree(context: Any, cache_class: Any) -> Any:
+    """SGLang's prefix cache for a TreeCacheBuildContext that `check_tree` let pass, as a `cache_class`."""
+    if not _IS_20:
+        from sglang.srt.mem_cache.registry import create_unified_radix_cache
+
+        return create_unified_radix_cache(context, cache_class=cache_class)
+    from sglang.srt.mem_cache.unified_cache.components import ComponentType
+
+    context.params.tree_components = (ComponentType.FULL,)
+    return cache_class(context.params)
 
 
 def matched_tokens(match: Any) -> int:

@@ -2,6 +2,7 @@
 
 import json
 import sys
+from collections.abc import Callable
 from importlib.metadata import entry_points
 from types import SimpleNamespace
 from typing import Any
@@ -11,12 +12,13 @@ from sglang.srt.mem_cache.registry import registered_radix_cache_backends
 from sglang.srt.server_args import ServerArgs
 
 from kvlingua.adapters.sglang.connection import Connection
-from kvlingua.adapters.sglang.identity import check_arguments
+from kvlingua.adapters.sglang.identity import check_arguments, check_context, describe
 from kvlingua.adapters.sglang.link import Link
-from kvlingua.adapters.sglang.linker import LinkedPages
+from kvlingua.adapters.sglang.releases import PAGES
 from kvlingua.adapters.sglang.start import connect
 from kvlingua.adapters.sglang.views import describe_pool
 from kvlingua.common.errors import UnsupportedError
+from kvlingua.common.identity.model import describe_model
 
 LORA: dict[str, Any] = {"enable_lora": True, "max_lora_rank": 8, "lora_target_modules": ["q_proj"]}
 # Arguments in Python's spelling, and the argument that must be named in the refusal.
@@ -38,6 +40,12 @@ CASES: dict[str, tuple[dict[str, Any], str]] = {
     "late weights": ({"checkpoint_engine_wait_weights_before_ready": True}, "--checkpoint-engine-wait"),
     "hooks in the model": ({"forward_hooks": [{"name": "x"}]}, "--forward-hooks"),
 }
+# What a rope of this kind scales, 4096 tokens, and overrides of config.json that make it one.
+ROPES: dict[str, dict[str, Any]] = {
+    "default": {},
+    "linear": {"factor": 2.0},
+    "yarn": {"factor": 8.0, "original_max_position_embeddings": 512},
+}
 PLAIN = {"device": "cpu", "attention_backend": "torch_native", "max_total_tokens": 4096, "disable_cuda_graph": True}
 
 
@@ -47,15 +55,17 @@ def outcome(model: str, changes: dict[str, Any], kind: type[Connection] = Link, 
         arguments.resolve_once()
     except Exception as error:  # noqa: BLE001  SGLang refuses some combinations here by itself
         return f"SGLang: {type(error).__name__}: {error}"
-    try:
+
+    def check() -> None:
         check_arguments(arguments, kind.arguments)
         kind.check(arguments, page, 64)
-    except UnsupportedError as error:
-        return str(error)
-    return "understood"
+
+    return refusal(check)
 
 
 def linked(model: str) -> dict[str, str]:
+    from kvlingua.adapters.sglang.linker import LinkedPages  # 0.5.20 lacks what this needs
+
     config = {"linker": "KVLinguaLinker", "linker_module_path": "kvlingua.adapters.sglang.linker"}
     flags = {
         "enable_unified_cache_external_linker": True,
@@ -71,6 +81,31 @@ def linked(model: str) -> dict[str, str]:
     }
     with patch("kvlingua.adapters.sglang.pages.request_seed", lambda extra_key, salt: b""):
         return found | {"other hashes": outcome(model, flags, LinkedPages)}
+
+
+def contexts(model: str) -> dict[str, str]:
+    """Contexts of 4096 tokens and longer ones, by the kind of rope."""
+    found = {}
+    for kind, numbers in ROPES.items():
+        rope = {"rope_type": kind, "rope_theta": 10000.0, **numbers}
+        overrides = {"rope_parameters": rope, "max_position_embeddings": 2048}
+        description = describe_model(model, overrides=overrides, compute_dtype="float32", kv_dtype="float32")
+        for name, tokens in ((kind, 4096), (f"{kind}, longer", 4097)):
+            found[name] = refusal(lambda described=description, tokens=tokens: check_context(described, tokens))
+    return found
+
+
+def never_run(version: str) -> str:
+    with patch("sglang.__version__", version):
+        return refusal(lambda: describe(None))
+
+
+def refusal(check: Callable[[], object]) -> str:
+    try:
+        check()
+    except UnsupportedError as error:
+        return str(error)
+    return "understood"
 
 
 def registered() -> list[str]:
@@ -89,8 +124,10 @@ def main() -> None:
         "hub, elsewhere": outcome(of_hub, {"download_dir": "elsewhere"}),
         "folder": outcome(model, {"download_dir": "elsewhere"}),
     }
+    report["contexts"] = contexts(model)
+    report["never run"] = never_run("0.5.19")
     report["LoRA"] = outcome(model, {**LORA, "lora_backend": "torch_native"})
-    report["linked"] = linked(model)
+    report["linked"] = linked(model) if PAGES else {}
     report["unforeseen"] = connect(
         SimpleNamespace(tp_rank=0), Link, describe_pool
     )  # what an SGLang that isn't known might hand over

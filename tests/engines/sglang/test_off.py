@@ -56,6 +56,16 @@ def test_weights_that_may_come_from_elsewhere_have_no_fingerprint(report: dict[s
     assert "may come from elsewhere instead of the hub's cache" in report["places"]["hub, elsewhere"]
 
 
+def test_a_release_that_was_never_run_is_named(report: dict[str, Any]) -> None:
+    assert report["never run"].startswith("SGLang 0.5.19 was never run with kvlingua, supported is 0.5.20, ")
+
+
+def test_a_context_beyond_what_rope_scales(report: dict[str, Any]) -> None:
+    found = report["contexts"]
+    assert {name for name, said in found.items() if said != "understood"} == {"linear, longer"}
+    assert "a context of 4097 tokens is longer than what rope type 'linear' scales" in found["linear, longer"]
+
+
 def test_an_unforeseen_error_switches_off(report: dict[str, Any]) -> None:
     assert report["unforeseen"] is None
     said = [line for line in report["stderr"].splitlines() if "kvlingua: WARNING: off: " in line]
