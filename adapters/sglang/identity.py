@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from kvlingua.adapters.sglang.releases import ABSENT, LORA_WAS_RUN, UNSCALED_BEYOND, VERSION
+from kvlingua.adapters.sglang.releases import ABSENT, ALL_WAS_RUN, UNSCALED_BEYOND, VERSION
 from kvlingua.common.errors import UnsupportedError
 from kvlingua.common.identity.model import ModelDescription, describe_model
 from kvlingua.common.supported import SGLANG
@@ -131,12 +131,12 @@ def check_arguments(arguments: Any, own: Sequence[str] = ()) -> None:
     """Raise UnsupportedError if SGLang's resolved ServerArgs, but for `own`, ask for what isn't understood here."""
     from sglang.srt.arg_groups.overrides import resolution_result
 
+    if resolution_result(arguments, "tp_size", 1) > 1 and not ALL_WAS_RUN:
+        raise UnsupportedError("tp_size", f"several ranks were never run with SGLang {VERSION}: use 0.5.22 or later")
     required = _REQUIRED
     if resolution_result(arguments, "enable_lora", None):
-        if not LORA_WAS_RUN:
-            raise UnsupportedError(
-                "enable_lora", f"LoRA was never run with SGLang {VERSION}: use 0.5.23, or start without"
-            )
+        if not ALL_WAS_RUN:
+            raise UnsupportedError("enable_lora", f"LoRA was never run with SGLang {VERSION}: use 0.5.22 or later")
         required += _REQUIRED_FOR_LORA
     for name, allowed, reason in required:
         if name in ABSENT or name in own:

@@ -44,7 +44,7 @@ class Pages(Connection):
         """Raise UnsupportedError unless the hashes of this SGLang's pages are digests of chunks."""
         from sglang.srt.arg_groups.overrides import resolution_result
 
-        if not releases.PAGES:
+        if not releases.ALL_WAS_RUN:
             raise UnsupportedError("version", f"with SGLang {releases.VERSION} only --radix-cache-backend was run")
         if page != chunk:
             raise UnsupportedError(

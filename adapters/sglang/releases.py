@@ -15,10 +15,9 @@ import torch
 from kvlingua.common.errors import UnsupportedError
 
 VERSION: str = sglang.__version__
-PAGES = VERSION == "0.5.23"  # whether the ways by hashes of pages were run
-LORA_WAS_RUN = VERSION == "0.5.23"
 _IS_20 = VERSION == "0.5.20"
 _ROWS = VERSION in ("0.5.20", "0.5.21")  # matches and requests carry their rows [token] instead of how many there are
+ALL_WAS_RUN = not _ROWS  # several ranks, LoRA, and the ways by hashes of pages: elsewhere they are refused
 
 # Arguments, and attributes of requests and of the model's configuration, that a release doesn't have yet.
 _NEW_IN_21 = ("enable_pd_role_switch", "token_indices_to_pool")

@@ -14,7 +14,7 @@ from sglang.srt.server_args import ServerArgs
 from kvlingua.adapters.sglang.connection import Connection
 from kvlingua.adapters.sglang.identity import check_arguments, check_context, describe
 from kvlingua.adapters.sglang.link import Link
-from kvlingua.adapters.sglang.releases import PAGES
+from kvlingua.adapters.sglang.releases import ALL_WAS_RUN
 from kvlingua.adapters.sglang.start import connect
 from kvlingua.adapters.sglang.views import describe_pool
 from kvlingua.common.errors import UnsupportedError
@@ -127,7 +127,8 @@ def main() -> None:
     report["contexts"] = contexts(model)
     report["never run"] = never_run("0.5.19")
     report["LoRA"] = outcome(model, {**LORA, "lora_backend": "torch_native"})
-    report["linked"] = linked(model) if PAGES else {}
+    report["two ranks"] = outcome(model, {"tp_size": 2})
+    report["linked"] = linked(model) if ALL_WAS_RUN else {}
     report["unforeseen"] = connect(
         SimpleNamespace(tp_rank=0), Link, describe_pool
     )  # what an SGLang that isn't known might hand over

@@ -1,5 +1,6 @@
 """Real SGLang processes. A start takes some 20 seconds, so that a launch serves many cases."""
 
+import os
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -10,6 +11,8 @@ from demo.job import MODEL
 from engines.drivers.driver import Driver
 from engines.launch import available
 
+# Another release to run these tests with, such as `sglang==0.5.22`; what it isn't supported with then fails.
+RELEASE = os.environ.get("TEST_SGLANG", "sglang")
 Launcher = Callable[..., Driver]
 
 
@@ -18,8 +21,10 @@ def pytest_collection_modifyitems(items: Sequence[pytest.Item]) -> None:
         if Path(__file__).parent in item.path.parents:
             item.add_marker(pytest.mark.engine)
             item.add_marker(pytest.mark.timeout(900))
-            if not available("sglang"):
-                item.add_marker(pytest.mark.skip("SGLang's environment isn't built: run `make engines`"))
+            if not available(RELEASE):
+                item.add_marker(
+                    pytest.mark.skip(f"its environment isn't built: run `python -m engines build {RELEASE}`")
+                )
 
 
 @pytest.fixture(scope="module")
@@ -32,7 +37,7 @@ def launch(tmp_path_factory: pytest.TempPathFactory) -> Launcher:
         nonlocal count
         count += 1
         return Driver(
-            "sglang",
+            RELEASE,
             options.pop("model", MODEL),
             log=folder / f"{count}.log",
             url=store.as_uri() if store else None,

@@ -10,11 +10,12 @@ from pathlib import Path
 from typing import Any
 
 from engines.launch import environment, python_of
+from tests.engines.sglang.conftest import RELEASE
 
 HERE = Path(__file__).parent
 
 
-def run(file: str, *arguments: str, release: str = "sglang", **settings: str) -> dict[str, Any]:
+def run(file: str, *arguments: str, release: str = RELEASE, **settings: str) -> dict[str, Any]:
     """The JSON that `file`, beside this one, prints, and its `stderr`. settings: further environment variables.
     release: another one's environment, `sglang==0.5.22`."""
     command = [str(python_of(release)), str(HERE / file), *arguments]

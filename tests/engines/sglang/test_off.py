@@ -30,7 +30,7 @@ def report(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
 
 
 def test_arguments_that_are_not_understood_are_named(report: dict[str, Any]) -> None:
-    assert report["plain"] == report["LoRA"] == "understood"
+    assert report["plain"] == report["LoRA"] == report["two ranks"] == "understood"
     assert len(report["cases"]) > 10
     for name, case in report["cases"].items():
         assert case["named"] in case["outcome"], f"{name}: {case['outcome']}"

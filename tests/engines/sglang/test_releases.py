@@ -97,12 +97,15 @@ def test_requests_of_a_release(release: str, tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("release", RELEASES)
 def test_arguments_of_a_release(release: str) -> None:
-    """LoRA wasn't run. Beyond what rope scales 0.5.20 goes on without YaRN's scaling, every one without the linear."""
+    """LoRA and ranks were run from 0.5.22 on. Beyond what rope scales 0.5.20 goes on without YaRN's scaling, every one
+    without the linear."""
     needs(release)
     found = run("arguments_process.py", str(MODEL), str(MODEL), release=release)
     assert found["plain"] == "understood"
     assert [name for name, case in found["cases"].items() if case["outcome"] == "understood"] == []
-    assert f"LoRA was never run with SGLang {release.partition('==')[2]}" in found["LoRA"]
+    early = f"never run with SGLang {release[8:]}" if release < "sglang==0.5.22" else "understood"
+    assert early in found["LoRA"]
+    assert early in found["two ranks"]
     stretched = {"linear, longer", "yarn, longer"} if release == "sglang==0.5.20" else {"linear, longer"}
     assert {name for name, said in found["contexts"].items() if said != "understood"} == stretched
 

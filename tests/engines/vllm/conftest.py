@@ -23,7 +23,9 @@ def pytest_collection_modifyitems(items: Sequence[pytest.Item]) -> None:
             item.add_marker(pytest.mark.engine)
             item.add_marker(pytest.mark.timeout(600))
             if not available(RELEASE):
-                item.add_marker(pytest.mark.skip("vLLM's environment isn't built: run `make engines`"))
+                item.add_marker(
+                    pytest.mark.skip(f"its environment isn't built: run `python -m engines build {RELEASE}`")
+                )
 
 
 @pytest.fixture(scope="module")
