@@ -21,6 +21,8 @@ class BlockTables:
     def note(self, scheduled: Any) -> bool:
         """Read a step's SchedulerOutput, before `of` is asked. To be called for every step. True, if nothing is raised;
         after an exception the tables can't be trusted."""
+        for request_id in scheduled.finished_req_ids:  # before this step, in which another one may have its id
+            self._tables.pop(request_id, None)
         for new in scheduled.scheduled_new_reqs:
             self._tables[new.req_id] = [list(table) for table in new.block_ids]
         cached = scheduled.scheduled_cached_reqs
@@ -32,8 +34,6 @@ class BlockTables:
             else:
                 for table, blocks in zip(self._tables[request_id], more, strict=True):
                     table.extend(blocks)
-        for request_id in scheduled.finished_req_ids:
-            self._tables.pop(request_id, None)
         return True
 
     def of(self, request_id: str) -> Tables:

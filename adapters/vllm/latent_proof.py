@@ -1,5 +1,5 @@
-"""A proof, at every start, that this vLLM computes the KV of latent attention (MLA) rightly: the modules of the model
-that it has loaded are given what that attention gives them.
+"""A check, at every start, of what this vLLM is known to get wrong in latent attention (MLA): the norms and rotary
+embeddings of the model that it has loaded are given what that attention gives them.
 
 It gives them parts of longer rows. vLLM's rotary operator for CPUs takes keys that lie so for dense (seen in 0.30 to
 0.32): token 1 is rotated as token 9, and what is kept isn't the model's KV. Whether that operator runs depends on

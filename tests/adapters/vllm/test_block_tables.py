@@ -71,6 +71,15 @@ def test_what_vllm_hands_over_is_not_kept() -> None:
     assert tables.of("a") == ((1, 2, 3),)
 
 
+def test_a_request_with_the_id_of_one_that_has_ended() -> None:
+    """In one and the same step."""
+    tables = BlockTables()
+    tables.note(step(new={"a": [1, 2]}))
+    tables.note(step(new={"a": [7]}, finished=("a",)))
+    tables.note(step(more={"a": [8]}))
+    assert tables.of("a") == ((7, 8),)
+
+
 def test_blocks_for_a_request_that_nobody_knows() -> None:
     with pytest.raises(KeyError):
         BlockTables().note(step(more={"a": [1]}))

@@ -9,12 +9,12 @@ import pytest
 from kvlingua.adapters.vllm.identity import refusals
 
 
-def first_refusal(version: str, *, ranks: int = 1, lora: object = None) -> tuple[str, str]:
+def first_refusal(version: str, *, ranks: int = 1, lora: object = None, dtype: str = "float32") -> tuple[str, str]:
     """Of a model with latent attention."""
     sizes = ("pipeline_parallel", "prefill_context_parallel", "decode_context_parallel", "data_parallel")
     model: dict[str, Any] = dict.fromkeys(("is_encoder_decoder", "is_attention_free", "is_diffusion"), False)
     config = SimpleNamespace(
-        model_config=SimpleNamespace(runner_type="generate", use_mla=True, **model),
+        model_config=SimpleNamespace(runner_type="generate", use_mla=True, dtype=f"torch.{dtype}", **model),
         parallel_config=SimpleNamespace(tensor_parallel_size=ranks, **{f"{name}_size": 1 for name in sizes}),
         cache_config=None,
         device_config=SimpleNamespace(device_type="cpu"),
@@ -26,7 +26,9 @@ def first_refusal(version: str, *, ranks: int = 1, lora: object = None) -> tuple
 @pytest.mark.parametrize(
     ("version", "options", "reason", "message"),
     [
-        ("0.31.0", {}, "mla", "never run with vLLM 0.31.0"),
+        ("0.28.0", {}, "mla", "never run with vLLM 0.28.0"),
+        ("0.31.0", {"dtype": "float16"}, "mla", "in float16 isn't supported yet"),
+        ("0.32.0", {"dtype": "bfloat16"}, "mla", "in bfloat16 isn't supported yet"),
         ("0.32.0+cpu", {"ranks": 2}, "parallel", "latent attention.*several ranks"),
         ("0.32.0", {"lora": object()}, "lora", "latent attention"),
     ],
