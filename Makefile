@@ -16,8 +16,8 @@ NATIVE := $(wildcard CMakeLists.txt csrc/cuda/CMakeLists.txt rocm/CMakeLists.txt
 # Sources beside the package that are typed as strictly.
 TYPED := engines demo benchmarks matrix $(wildcard docs/*.py)
 FORMATTED := $(wildcard csrc/*.cpp csrc/*.h csrc/cuda/*.cpp csrc/cuda/*.h csrc/cuda/*.cu rocm/*.h tests/native/*.cpp tests/native/*.h)
-# What test-all also runs with earlier releases, if their environments are built: ranks, LoRA and what else differs.
-EARLIER := $(wildcard $(addprefix tests/engines/*/test_,ranks.py lora.py hybrid.py latent.py failures.py hicache.py))
+# What test-all also runs with earlier releases, if their environments are built (`python -m engines build vllm==0.31.0`).
+EARLIER := ranks lora hybrid latent failures reuse hicache
 FUZZ_SECONDS ?= 600
 SOAK_MINUTES ?= 15
 
@@ -105,7 +105,8 @@ test: check engines site ## make check, half a minute of fuzzing under sanitizer
 
 test-all: test ## and the tests of engines' further ways, which don't fit into half an hour
 	$(PYTEST) --numprocesses 3 -m thorough
-	TEST_VLLM=vllm==0.31.0 TEST_SGLANG=sglang==0.5.22 $(PYTEST) --numprocesses 3 -m engine $(EARLIER)
+	TEST_VLLM=vllm==0.31.0 TEST_SGLANG=sglang==0.5.22 $(PYTEST) --numprocesses 3 $(wildcard $(EARLIER:%=tests/engines/*/test_%.py))
+	TEST_VLLM=vllm==0.28.0 $(PYTEST) $(wildcard $(EARLIER:%=tests/engines/vllm/test_%.py))
 
 test-fast: check ## make check and the tests that start no engine
 	$(PYTEST) -m 'not engine'

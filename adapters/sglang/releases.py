@@ -12,8 +12,6 @@ from typing import Any
 import sglang
 import torch
 
-from kvlingua.common.errors import UnsupportedError
-
 VERSION: str = sglang.__version__
 _IS_20 = VERSION == "0.5.20"
 _ROWS = VERSION in ("0.5.20", "0.5.21")  # matches and requests carry their rows [token] instead of how many there are
@@ -47,29 +45,12 @@ WEIGHT_WRITERS = (
 )
 
 
-def check_tree(context: Any) -> None:
-    """Raise UnsupportedError if 0.5.20 would give its tree for this TreeCacheBuildContext more than `build_tree` does.
-
-    Asked of what its own factory asks; later releases' factories do the rest themselves.
-    """
-    if not _IS_20:
-        return
-    from sglang.srt.runtime_context import get_disagg, get_memory
-
-    for more, what in (
-        (context.is_hybrid_swa, "a sliding window"),
-        (context.is_hybrid_ssm, "recurrent state"),
-        (hasattr(context.params.req_to_token_pool, "req_to_c128_sidecar"), "compressed KV"),
-        (context.enable_hierarchical_cache, "HiCache"),
-        (get_disagg().disaggregation_decode_retraction_backup == "host_pool", "a host pool"),
-        (get_memory().enable_unified_cache_external_linker, "a cache linker"),
-    ):
-        if more:
-            raise UnsupportedError("tree", f"the prefix cache of SGLang {VERSION} with {what} isn't supported")
-
-
 def build_tree(context: Any, cache_class: Any) -> Any:
-    """SGLang's prefix cache for a TreeCacheBuildContext that `check_tree` let pass, as a `cache_class`."""
+    """SGLang's prefix cache for a TreeCacheBuildContext that `identity.describe` let pass, as a `cache_class`.
+
+    0.5.20's own factory can't be given a class. What else it does is for sliding windows, recurrent state, KV of other
+    kinds, HiCache, a host pool and linkers, all of which `describe` refuses.
+    """
     if not _IS_20:
         from sglang.srt.mem_cache.registry import create_unified_radix_cache
 

@@ -11,7 +11,6 @@ from kvlingua.adapters.sglang.connection import Connection
 from kvlingua.adapters.sglang.identity import describe
 from kvlingua.adapters.sglang.link import Link
 from kvlingua.adapters.sglang.ranks import Ranks
-from kvlingua.adapters.sglang.releases import check_tree
 from kvlingua.adapters.sglang.weights import watch
 from kvlingua.common import log
 from kvlingua.common.activation import say_off
@@ -86,8 +85,6 @@ def _connect(
     try:
         description, page = describe(context, kind.arguments), context.params.page_size
         kind.check(context.server_args, page, config.chunk_tokens)
-        if issubclass(kind, Link):
-            check_tree(context)
         geometry, extent = description.geometry, ranks.extent(description.geometry)
         ShardGrid.of(geometry, config.layers_per_shard).check_writer(extent)
         pool = describe_kv(context.params.token_to_kv_pool_allocator.get_kvcache(), geometry, page, extent)

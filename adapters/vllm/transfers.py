@@ -17,10 +17,12 @@ class Loads:
     def __init__(self, guard: Guard) -> None:
         self._guard = guard
         self._handles: dict[str, LoadHandle | None] = {}
+        self._blocks: dict[str, Collection[int]] = {}
+        self.broken: set[int] = set()  # blocks of the loads that `over` has said last to have failed
 
-    def expect(self, request_id: str) -> None:
-        """A load was ordered. It has failed unless it is begun."""
-        self._handles[request_id] = None
+    def expect(self, request_id: str, blocks: Collection[int] = ()) -> None:
+        """A load into these blocks was ordered. It has failed unless it is begun."""
+        self._handles[request_id], self._blocks[request_id] = None, blocks
 
     def begun(self, request_id: str, handle: LoadHandle) -> None:
         self._handles[request_id] = handle
@@ -45,13 +47,16 @@ class Loads:
         """Requests whose load is over since the last call; and those for which it failed, which is said unless they
         were aborted."""
         over, failed = set(), set()
+        self.broken = set()
         for request_id, handle in list(self._handles.items()):
             if handle is not None and not handle.done():
                 continue
             del self._handles[request_id]
             over.add(request_id)
+            blocks = self._blocks.pop(request_id)
             if handle is None or handle.error is not None:
                 failed.add(request_id)
+                self.broken.update(blocks)
                 if handle is not None and handle.error is not None and request_id not in aborted:
                     self._guard.refuse("load", handle.error, "recomputing")
         return over, failed

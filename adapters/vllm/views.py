@@ -36,6 +36,10 @@ def layout_name(layers: Sequence[Any], order: str | None) -> str:
             "layout", f"attention layers of several kinds ({sorted(map(str, kinds))}) aren't supported"
         )
     (kind,) = kinds
+    if kind[0] == "AMX_MLA":  # what vLLM takes by itself on machines that have AMX
+        raise UnsupportedError(
+            "mla", f"{kind[0]} was never run with kvlingua: choose --attention-backend {MLA_BACKEND}"
+        )
     if kind[0] == MLA_BACKEND:
         return MLA_LAYOUT  # one row per token; with one head, every order of the axes is the same
     if kind not in LAYOUTS:

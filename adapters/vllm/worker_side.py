@@ -1,7 +1,7 @@
 """The connector in vLLM's worker: copies between the store and the blocks of this process, as the scheduler's side
 ordered, in the cache's own threads and beside the engine's steps."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from functools import partial
 from math import ceil
 from typing import Any
@@ -47,8 +47,6 @@ class WorkerSide:
         self._latent: list[Any] = []  # its attention layers, where they are latent
         self.unproved: tuple[str, str] | None = None  # why what the model computes can't be trusted, once it is loaded
         self._failed: set[str] = set()
-        self._orders: dict[str, LoadOrder] = {}  # of loads that are under way
-        self._broken: list[LoadOrder] = []
         self._loads = Loads(guard)
         self._stores = Stores()
         self._weights: LiveWeights | None = None
@@ -122,8 +120,7 @@ class WorkerSide:
         for stored in orders.stores:
             self._stores.expect(stored.request_id)
         for order in orders.loads:
-            self._loads.expect(order.request_id)
-            self._orders[order.request_id] = order
+            self._loads.expect(order.request_id, self._filled_by(order))
             self._guard.promised("load", self._load, order)
 
     def computed(self, layer: str) -> None:
@@ -157,20 +154,11 @@ class WorkerSide:
             self._loads.wait(IDLE_WAIT_S)
         received, failed = self._loads.over(finished)
         self._failed |= failed
-        orders = {request_id: self._orders.pop(request_id) for request_id in received}
-        self._broken = [orders[request_id] for request_id in failed]
         return self._stores.over(finished), received, failed
 
     def broken_blocks(self) -> set[int]:
-        """The blocks that the loads were to fill that have failed by the last call of `over`: what vLLM 0.28, which
-        has one group of blocks here, must be told of them."""
-        found: set[int] = set()
-        for order in self._broken:
-            if order.blocks:
-                found.update(order.blocks[0][order.start // self._page : ceil(order.stop / self._page)])
-            else:  # which ones isn't known
-                found.update(range(self._kv_cache_config.num_blocks))
-        return found
+        """Those that were to be filled by the loads of which `over` has just said that they failed."""
+        return self._loads.broken
 
     def result(self) -> StepResult | None:
         """What the scheduler's side must know of the last step; None if nothing."""
@@ -219,6 +207,12 @@ class WorkerSide:
     def _stop(self, reason: str, message: str) -> None:
         self._off = self._off or (reason, message)
         self.close()
+
+    def _filled_by(self, order: LoadOrder) -> Sequence[int]:
+        """Blocks of the first group: who asks, vLLM 0.28, has one group here. Any, if the order couldn't be made."""
+        if not order.blocks:
+            return range(self._kv_cache_config.num_blocks)
+        return order.blocks[0][order.start // self._page : ceil(order.stop / self._page)]
 
     def _load(self, order: LoadOrder) -> None:
         if self._pool is None or order.hit is None:

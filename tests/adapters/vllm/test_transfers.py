@@ -151,3 +151,21 @@ def test_loads_are_over_once_and_failed_ones_are_named() -> None:
     assert loads.over(set()) == (set(), set())
     loads.cancel({"pending", "unknown"})
     assert loads.over({"pending"}) == ({"pending"}, {"pending"})
+
+
+def test_the_blocks_of_failed_loads() -> None:
+    """Of those alone, said once: what vLLM 0.28 is told of them."""
+    handles = {name: LoadHandle(lambda gate: None) for name in ("well", "cancelled")}
+    loads = Loads(Guard("vllm"))
+    loads.expect("never begun", (1, 2))
+    for number, (name, handle) in enumerate(handles.items()):
+        loads.expect(name, range(10 * number + 10, 10 * number + 13))
+        loads.begun(name, handle)
+    assert loads.over(()) == ({"never begun"}, {"never begun"})
+    assert loads.broken == {1, 2}
+    handles["well"].run()
+    loads.cancel(["cancelled"])
+    assert loads.over(()) == ({"well", "cancelled"}, {"cancelled"})
+    assert loads.broken == {20, 21, 22}
+    assert loads.over(()) == (set(), set())
+    assert loads.broken == set()

@@ -97,6 +97,8 @@ def test_the_kernel_in_use_decides_the_layout() -> None:
     for backend, isa in unknown:
         with pytest.raises(UnsupportedError, match=f"{backend}/{isa}"):
             layout_name([Layer(backend, isa)], "LBHNC")
+    with pytest.raises(UnsupportedError, match="--attention-backend CPU_MLA"):
+        layout_name([Layer("AMX_MLA", None)], "LBHNC")
     for order in ("BLHNC", None):
         with pytest.raises(UnsupportedError, match="packs a block"):
             layout_name([Layer("CPU_ATTN", "vec")], order)

@@ -64,7 +64,7 @@ def outcome(model: str, changes: dict[str, Any], kind: type[Connection] = Link, 
 
 
 def linked(model: str) -> dict[str, str]:
-    from kvlingua.adapters.sglang.linker import LinkedPages  # 0.5.20 lacks what this needs
+    from kvlingua.adapters.sglang.linker import LinkedPages  # 0.5.20 and 0.5.21 lack what this needs
 
     config = {"linker": "KVLinguaLinker", "linker_module_path": "kvlingua.adapters.sglang.linker"}
     flags = {

@@ -11,7 +11,7 @@ from demo.job import MODEL
 from engines.drivers.driver import Driver
 from engines.launch import available
 
-# Another release to run these tests with, such as `sglang==0.5.22`; what it isn't supported with then fails.
+# Another release to run these tests with, such as `sglang==0.5.22`.
 RELEASE = os.environ.get("TEST_SGLANG", "sglang")
 Launcher = Callable[..., Driver]
 

@@ -10,11 +10,20 @@ import pytest
 from demo.job import MODEL
 from engines.drivers.driver import Driver
 from engines.launch import available
+from kvlingua.adapters.vllm.versions import was_run
 
-# Another release to run these tests with, such as `vllm==0.28.0`; what it isn't supported with then fails.
+# Another release to run these tests with, such as `vllm==0.28.0`.
 RELEASE = os.environ.get("TEST_VLLM", "vllm")
 INSIDE = {"VLLM_ENABLE_V1_MULTIPROCESSING": "0", "OMP_NUM_THREADS": "1"}
 Launcher = Callable[..., Driver]
+
+
+def needs_support(what: str) -> pytest.MarkDecorator:
+    """Skip where the release is one that kvlingua wasn't run with this in (`versions.RUN_WITH`)."""
+    version = RELEASE.partition("==")[2]
+    return pytest.mark.skipif(
+        bool(version) and not was_run(what, version), reason=f"kvlingua supports no {what} in {RELEASE}"
+    )
 
 
 def pytest_collection_modifyitems(items: Sequence[pytest.Item]) -> None:

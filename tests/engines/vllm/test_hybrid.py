@@ -17,13 +17,13 @@ from kvlingua.layouts.formats import format
 from kvlingua.layouts.memory import Buffer
 from tests.engines.texts import CHUNK, chunks, objects_of, taken
 from tests.engines.vllm.beside_hf import REUSED, answers, cold, cut, spoiled, warm
-from tests.engines.vllm.conftest import Launcher
+from tests.engines.vllm.conftest import Launcher, needs_support
 from tests.engines.vllm.sliding import LAYERS, SLIDING, make_model, whole_cache
 from tests.spoil import flip_byte
 
+pytestmark = needs_support("sliding windows")
+
 CHUNKED = {"max_num_batched_tokens": 160, "long_prefill_token_threshold": 96}
-
-
 OWN, THEIRS = [cut(seed) for seed in range(90, 93)], [cut(seed) for seed in range(93, 96)]  # vLLM's, transformers'
 LONG, SPOILED, SHORT = cut(96, max_tokens=120), cut(97), cut(98, CHUNK + 7)
 

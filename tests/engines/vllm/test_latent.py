@@ -11,17 +11,18 @@ import pytest
 from engines.drivers.protocol import Ask
 from tests.engines.texts import CHUNK, chunks, objects_of, taken
 from tests.engines.vllm.beside_hf import REUSED, answers, cold, cut, spoiled, warm
-from tests.engines.vllm.conftest import Launcher
+from tests.engines.vllm.conftest import Launcher, needs_support
 from tests.engines.vllm.latent import LAYERS, make_model
 from tests.engines.vllm.test_refusals import said_off
 from tests.spoil import flip_byte
 
-pytestmark = pytest.mark.thorough
+pytestmark = [pytest.mark.thorough, needs_support("latent attention (MLA)")]
 
 PAGE = 16  # the only one that this attention has on CPUs
 NATIVE = {"engine": {"compilation_config": {"custom_ops": ["-rotary_embedding"]}}}
 COMPILED = {"processes": True, "engine": {"enforce_eager": False}}  # as users run it, with no setting
 OWN, THEIRS = [cut(seed) for seed in range(140, 143)], [cut(seed) for seed in range(143, 146)]
+UNKNOWN = cut(148)
 SHORT = replace(cut(146), prompt=cut(146).prompt[: REUSED + 1])  # of which one token is computed, as in a decode
 LONG = cut(147, max_tokens=120)
 
@@ -47,6 +48,11 @@ def test_either_reuses_what_the_other_has_stored(
         assert answers(driver, *OWN) == (right, 0)
         driver.wait_objects(stored)
         assert answers(driver, *OWN) == (right, taken(PAGE, *OWN))
+
+        tokens, reused = answers(driver, THEIRS[0], UNKNOWN, THEIRS[1])
+        assert tokens == [right_theirs[0], *cold(model, UNKNOWN), right_theirs[1]], "hits and a miss in one batch"
+        assert reused == taken(PAGE, *THEIRS[:2])
+        stored += chunks(UNKNOWN)
 
         for ask, expected in ((THEIRS[0], right_theirs[0]), (SHORT, right_theirs[-1])):
             for layer in range(LAYERS):
