@@ -17,7 +17,7 @@ NATIVE := $(wildcard CMakeLists.txt csrc/cuda/CMakeLists.txt rocm/CMakeLists.txt
 TYPED := engines demo benchmarks matrix $(wildcard docs/*.py)
 FORMATTED := $(wildcard csrc/*.cpp csrc/*.h csrc/cuda/*.cpp csrc/cuda/*.h csrc/cuda/*.cu rocm/*.h tests/native/*.cpp tests/native/*.h)
 # What test-all also runs with earlier releases, if their environments are built (`python -m engines build vllm==0.31.0`).
-EARLIER := ranks lora hybrid latent failures reuse hicache
+EARLIER := ranks lora hybrid latent fp8 failures reuse hicache
 FUZZ_SECONDS ?= 600
 SOAK_MINUTES ?= 15
 

@@ -11,7 +11,7 @@ from kvlingua.common.supported import VLLM
 RUN_WITH: Mapping[str, tuple[str, ...]] = {
     "sliding windows": ("0.30", "0.31", "0.32"),
     "latent attention (MLA)": ("0.30", "0.31", "0.32"),
-    "KV in fp8": (),  # no CPU at hand had vLLM's kernels for it (test_fp8.py)
+    "KV in fp8": ("0.28", "0.30", "0.31", "0.32"),
 }
 
 _BLOCKS_BY_STEPS = replace(VLLM, releases=("0.28",))
