@@ -37,11 +37,12 @@ class Connection:
     ) -> None:
         self.ranks = Ranks() if ranks is None else ranks
         self._cache = cache
+        self._description = description
         self._activation = Activation(cache, description, guard)
         self._pool = pool
         self._guard = guard
         self.loads = cache.config.role != "producer"
-        self._stores = cache.config.role != "consumer" and self.ranks.writes(description.geometry)
+        self._stores = cache.config.role != "consumer"
         self._off = False
 
     def start(self) -> None:
@@ -58,9 +59,13 @@ class Connection:
 
     @property
     def settings(self) -> str:
-        """What all ranks of an engine must have alike, so that they wait for each other at the same steps."""
+        """What all ranks of an engine must have alike, so that they wait for each other at the same steps, and compute
+        with one model: its files may be others on another node."""
         config, pool = self._cache.config, self._pool
-        return f"{config.role} {config.chunk_tokens} {config.layers_per_shard} {pool.layout.name} {pool.page}"
+        model = self._description.namespace(
+            "not known yet", chunk_tokens=config.chunk_tokens, layers_per_shard=config.layers_per_shard
+        )
+        return f"{config.role} {pool.layout.name} {pool.page} {model.digest}"
 
     @property
     def chunk_tokens(self) -> int:

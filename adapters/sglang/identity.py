@@ -90,12 +90,12 @@ def describe(context: Any, own: Sequence[str] = ()) -> ModelDescription:
         ("encoder_decoder", model.is_encoder_decoder, "encoder-decoder models aren't supported"),
         ("multimodal", model.is_multimodal, "multimodal models aren't supported yet"),
         ("merged_adapter", _merged(model), "a checkpoint that is merged while loading isn't supported"),
-        ("model_code", not _is_own(runner.model), f"{type(runner.model).__name__} isn't SGLang's own implementation"),
+        ("model_code", not is_own(runner.model), f"{type(runner.model).__name__} isn't SGLang's own implementation"),
         ("attention", _attention(runner) not in _ATTENTION, f"{_attention(runner)} isn't known to be full attention"),
     ):
         if wrong:
             raise UnsupportedError(name, reason)
-    # Kinds of rope for which --context-length matters (longrope, dynamic NTK) are refused by describe_model.
+    # Kinds of rope whose rotations depend on the context (longrope, dynamic NTK) are refused by describe_model.
     description = describe_model(
         model.model_path,
         overrides=json.loads(resolution_result(arguments, "json_model_override_args", None) or "{}"),
@@ -164,8 +164,10 @@ def _merged(model: Any) -> bool:
     return "pointer_head" not in ABSENT and model.pointer_head is not None
 
 
-def _is_own(model: object) -> bool:
-    return type(model).__module__.startswith("sglang.srt.models.")
+def is_own(model: object) -> bool:
+    """Whether SGLang computes with an implementation of its own, not with that of transformers."""
+    module = type(model).__module__
+    return module.startswith("sglang.srt.models.") and module != "sglang.srt.models.transformers"
 
 
 def _attention(runner: Any) -> str:

@@ -28,7 +28,7 @@ from kvlingua.common.identity.model import ModelDescription
 from kvlingua.common.identity.namespace import Namespace
 from kvlingua.common.metrics import refused
 from kvlingua.common.prefix import reusable_tokens
-from kvlingua.layouts.view import Pool
+from kvlingua.layouts.view import Pool, View
 
 PENDING, FAILED, LOADED = -1, -2, 1  # what a rank says of a load; of a question, PENDING or how many tokens it found
 
@@ -99,6 +99,8 @@ class Link(Connection):
         have: what the engine has itself. limit: what it would take at most.
         """
         if self._off or memo.stage not in (Stage.KNOWN, Stage.LOADED):
+            return 0
+        if memo.load is None and memo.loads >= MOST_LOADS:
             return 0
         page, length = self._pool.page, len(tokens)
         stop = min(reusable_tokens(memo.tokens, length, page), limit // page * page)
@@ -179,23 +181,24 @@ class Link(Connection):
         return Load(start, stop, slots, self._cache.submit_load(memo.hit, view, start, stop))
 
     def _store(self, request: Any, tokens: array[int], row: torch.Tensor) -> None:
-        memo, page = self.memo(request), self._pool.page
-        namespace = self._namespace_of(memo) if memo.reason is None else None
+        memo, page, chunk = self.memo(request), self._pool.page, self.chunk_tokens
+        last = len(tokens) // chunk
+        if memo.reason is not None or last * chunk <= memo.stored:
+            return
+        namespace = self._namespace_of(memo)
         if namespace is None:
             return
-        chunk = namespace.chunk_tokens
-        last = len(tokens) // chunk
-        if last * chunk <= memo.stored:
-            return
+
+        def source_of(start: int, stop: int) -> View:
+            before = start - start % page
+            return self._pool.view(blocks_of(row[before:stop], page, before), start, stop)
+
         digests = memo.chain(tokens, chunk)
         first = self._staging.lacking(digests, memo.stored // chunk, namespace.lora)
-        if first < last:
-            start, stop = first * chunk, last * chunk
-            before = start - start % page
-            source = self._pool.view(blocks_of(row[before:stop], page, before), start, stop)
-            if not self._staging.store(namespace, digests, source, first, last):
-                return
-        memo.stored = last * chunk
+        first = self._staging.store(namespace, digests, source_of, first, last)
+        memo.stored = first * chunk
+        if first < last and request.finished():  # else they may have room when it comes again
+            self._cache.give_up(last - first)
 
 
 def _nobody(queue: Sequence[Any], idle: bool) -> set[int]:

@@ -74,11 +74,12 @@ class LinkedPages(Pages):
 
     def _store(self, namespace: Namespace, hashes: Sequence[str], slots: torch.Tensor) -> bool:
         digests = digests_of(hashes)
-        first, last = self._staging.lacking(digests, 0), len(digests)
-        if first == last:
-            return True
-        source = self._view(slots[first * self.chunk_tokens :])
-        return self._staging.store(namespace, digests[first:], source, 0, last - first)
+        first = self._staging.lacking(digests, 0)
+        digests, slots = digests[first:], slots[first * self.chunk_tokens :]
+        stored = self._staging.store(
+            namespace, digests, lambda start, stop: self._view(slots[start:stop]), 0, len(digests)
+        )
+        return stored == len(digests)
 
 
 class KVLinguaLinker(UnifiedCacheLinker):

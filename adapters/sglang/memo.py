@@ -16,6 +16,7 @@ from kvlingua.common.cache import Hit, LoadHandle
 from kvlingua.common.identity.chain import chain_digests, request_seed
 
 MOST_LOADS = 3  # a load whose memory SGLang took back is begun anew; after that many the request is computed
+MOST_STOOD = 3  # so often others overtake a request that lacks memory
 
 
 class Stage(enum.Enum):
@@ -46,7 +47,8 @@ class Memo:
     reason: why the request passes through, or None. seed: what its salts put before the chain. asked: the token ids
     that were looked up. question: the lookup, until its answer was taken, which is `hit`. tokens: how many leading ones
     the store has for all ranks. load: while it is LOADING or LOADED. loads: how many were begun. begins: what is
-    begun by another's load, while that is waited for. digests: of the chunks of what it is known to consist of. stored:
+    begun by another's load, while that is waited for. behind: loads of others whose memory it waits for; stood: how
+    often it did. digests: of the chunks of what it is known to consist of. stored:
     leading tokens that need not be stored. adapter: SGLang's id of its LoRA adapter. lora: that one's digest, as far as
     this rank knows it. passes: it has none, which was counted.
     """
@@ -62,6 +64,8 @@ class Memo:
     load: Load | None = None
     loads: int = 0
     begins: list[bytes] = field(default_factory=list)
+    behind: list[Load] = field(default_factory=list)
+    stood: int = 0
     digests: list[bytes] = field(default_factory=list)
     stored: int = 0
     lora: str | None = None

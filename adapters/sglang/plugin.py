@@ -22,7 +22,7 @@ def register() -> None:
         return
     if get_radix_cache_factory(BACKEND) is None:
         register_radix_cache_backend(BACKEND, build_tree)
-        HookRegistry.register("sglang.srt.mem_cache.registry.create_tree_cache", keep, HookType.BEFORE)
+        HookRegistry.register("sglang.srt.mem_cache.registry.create_tree_cache", keep, HookType.AROUND)
 
 
 def build_tree(context: Any) -> Any:

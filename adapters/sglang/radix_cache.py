@@ -88,6 +88,7 @@ class KVLinguaRadixCache(UnifiedRadixCache):
         if allocator.available_size() < count:
             waiting.give_back(count - allocator.available_size(), loaded=True)
         if allocator.available_size() < count and waiting.held:
+            waiting.stand_behind(request)
             return True
         return waiting.begin(request, have, have + count, allocator.alloc(count))
 

@@ -14,6 +14,7 @@ from typing import Any
 
 import torch
 
+from kvlingua.common.errors import UnsupportedError
 from kvlingua.common.identity.ranks import Split
 from kvlingua.layouts.geometry import Extent, Geometry
 
@@ -33,12 +34,18 @@ class Ranks:
         return cls(int(context.tp_rank), size, context.params.tp_cache_group if size > 1 else None)
 
     def extent(self, geometry: Geometry) -> Extent:
-        """Which heads of the model this rank holds, in all layers. Raises UnsupportedError if they can't be shared."""
-        return self._split(geometry).extent(self.rank, 0)
+        """Which heads of the model this rank holds, in all layers; no other rank has them.
 
-    def writes(self, geometry: Geometry) -> bool:
-        """Whether this rank stores what it holds: where heads are replicated, the lowest rank does."""
-        return self._split(geometry).writes(self.rank)
+        Raises UnsupportedError if they can't be shared evenly: on CPUs SGLang then gives the last ranks heads of zeros,
+        which are none of the model's (`configs/update_config.py`: adjust_config_with_unaligned_cpu_tp).
+        """
+        if geometry.kv_heads % self.size:
+            raise UnsupportedError(
+                "tp_size",
+                f"SGLang adds empty heads to {geometry.kv_heads} kv heads on {self.size} ranks: use a --tp-size that "
+                f"divides {geometry.kv_heads}",
+            )
+        return Split.of(geometry.kv_heads, geometry.layers, self.size, rule="sglang").extent(self.rank, 0)
 
     def agree(self, values: Sequence[int]) -> list[int]:
         """The least of each value over all ranks, which must give as many, and must all come here."""
@@ -53,6 +60,3 @@ class Ranks:
         number = -1 if text is None else int.from_bytes(hashlib.sha256(text.encode()).digest()[:7], "little")
         least, most = self.agree([number, -number])
         return number >= 0 and least == -most
-
-    def _split(self, geometry: Geometry) -> Split:
-        return Split.of(geometry.kv_heads, geometry.layers, self.size, rule="sglang")

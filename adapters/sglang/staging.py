@@ -7,7 +7,7 @@ from __future__ import annotations
 import time
 from array import array
 from collections import OrderedDict
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -32,7 +32,7 @@ class _Copy:
 
 
 class Staging:
-    """For one scheduler. At most `queue_bytes` of the cache's configuration lie here; more is dropped and counted."""
+    """For one scheduler. At most `queue_bytes` of the cache's configuration lie here; what has no room isn't stored."""
 
     def __init__(self, cache: KVCache, pool: Pool) -> None:
         self._cache = cache
@@ -67,23 +67,35 @@ class Staging:
         for digest in digests:
             self._known.pop((lora, digest), None)
 
-    def store(self, namespace: Namespace, digests: Sequence[bytes], source: View, first: int, last: int) -> bool:
-        """Store the chunks [first, last), which are what `source` holds; False if there is no room for a copy."""
+    def store(
+        self,
+        namespace: Namespace,
+        digests: Sequence[bytes],
+        source_of: Callable[[int, int], View],
+        first: int,
+        last: int,
+    ) -> int:
+        """Store as many of the chunks [first, last) as there is room for; the number of the first that isn't stored.
+
+        source_of: a view of the tokens [start, stop).
+        """
         self.sweep()
-        extent = self._pool.extent
-        nbytes = namespace.geometry.block_bytes(extent, source.tokens)
-        if self._nbytes + nbytes > self._cache.config.queue_bytes:
-            return False
+        extent, chunk = self._pool.extent, namespace.chunk_tokens
+        each = namespace.geometry.block_bytes(extent, chunk)
+        last = min(last, first + (self._cache.config.queue_bytes - self._nbytes) // each)
+        if first == last:
+            return first
+        source = source_of(first * chunk, last * chunk)
         copy = self._contiguous(source)
         convert(source, copy, threads=self._cache.config.threads)
-        chunk = namespace.chunk_tokens
         handle = self._cache.submit_store(
             namespace, array("q"), copy, first * chunk, last * chunk, extent=extent, digests=digests[:last]
         )
+        nbytes = (last - first) * each
         self._nbytes += nbytes
         self._copies.append(_Copy(handle, namespace.lora, digests[first:last], nbytes))
         self.know(digests[first:last], namespace.lora)
-        return True
+        return last
 
     def sweep(self) -> None:
         """Let go of what is copied on, and forget what didn't come to be stored."""

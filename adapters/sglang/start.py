@@ -5,6 +5,7 @@ from collections.abc import Callable, Mapping
 from functools import partial
 from typing import Any, TypeAlias, TypeVar
 
+from kvlingua.adapters.sglang import building
 from kvlingua.adapters.sglang.adapters import Adapters
 from kvlingua.adapters.sglang.admission import watch_admission
 from kvlingua.adapters.sglang.connection import Connection
@@ -37,13 +38,13 @@ def connect(
 ) -> C | None:
     """The connection for a TreeCacheBuildContext; None, with one line in the log, if something isn't proved to fit.
 
-    context: None if SGLang didn't load the plug-in, which would have it. describe_kv: of SGLang's KV cache, with the
+    context: `building.context`, if SGLang doesn't hand it over. describe_kv: of SGLang's KV cache, with the
     model's geometry, SGLang's page and what this rank has of the model.
     settings: of kvlingua's, beside its variables. All ranks of an engine come here, and all or none of them get one.
     """
     _show_lines()
     if context is None:
-        say_off(ADAPTER, "plugin", "SGLang didn't load kvlingua's plug-in: SGLANG_PLUGINS names others only")
+        say_off(ADAPTER, *building.why_none())
         return None
     guard = Guard(ADAPTER)
     ranks = guard.run("start", None, Ranks.of, context)

@@ -20,7 +20,7 @@ from typing import Any
 import torch
 
 from kvlingua.adapters.sglang.link import FAILED, PENDING, Link
-from kvlingua.adapters.sglang.memo import Load, Memo, Stage
+from kvlingua.adapters.sglang.memo import MOST_STOOD, Load, Memo, Stage
 from kvlingua.common.cpu_clock import clock_methods
 
 IDLE_WAIT_S = 0.002  # with nothing else to do, so long a step waits for the first answer instead of spinning
@@ -61,10 +61,10 @@ class Waiting:
                 link.ask(request, memo)  # it is new, or SGLang had retracted it, and it has come back longer
             if memo.stage in (Stage.ASKED, Stage.LOADING):
                 asked.append((request, memo))
-            elif memo.begins and self._loading(memo):
+            elif (memo.begins and self._loading(memo)) or self._under_way(memo.behind):
                 aside.add(id(request))
             else:
-                memo.begins = []
+                memo.begins, memo.behind = [], []
         if not asked:
             return aside
         loading = [memo for _, memo in asked if memo.stage is Stage.LOADING]
@@ -98,6 +98,16 @@ class Waiting:
         memo = self._link.memo(request)
         memo.begins = memo.digests[: max(1, (start + stop) // 2 // self._link.chunk_tokens)]
         return bool(memo.begins) and self._loading(memo)
+
+    def stand_behind(self, request: Any) -> None:
+        """The request lacks memory that loads hold: it steps aside until one of them has ended.
+
+        When it did so MOST_STOOD times it stays in front, so that what overtakes it can't have that memory for ever.
+        """
+        memo = self._link.memo(request)
+        if memo.stood < MOST_STOOD:
+            memo.stood += 1
+            memo.behind = [other.load for _, other in self._holders if other.load and other.stage is Stage.LOADING]
 
     def take(self, request: Any, start: int, stop: int) -> torch.Tensor | None:
         """The rows [token] in which the tokens [start, stop) of an admitted request lie by now; they are the caller's.
@@ -156,6 +166,11 @@ class Waiting:
             and memo.digests[: len(begins)] == begins
             for _, memo in self._holders
         )
+
+    def _under_way(self, loads: Sequence[Load]) -> bool:
+        """Whether these are loads, and all still under way."""
+        now = [id(memo.load) for _, memo in self._holders if memo.stage is Stage.LOADING]
+        return bool(loads) and all(id(load) in now for load in loads)
 
     def _decided(self, memo: Memo, least: int) -> None:
         if least == PENDING:

@@ -84,7 +84,7 @@ def refusals(config: Any, kv_cache_config: Any, version: str) -> Iterator[tuple[
     if cached in FP8.values() and not was_run("KV in fp8", version):
         yield "kv_dtype", f"kv_cache_dtype {cache.cache_dtype} was never run with kvlingua: use auto"
     elif cached in FP8.values() and model.use_mla:
-        yield "kv_dtype", f"kv_cache_dtype {cache.cache_dtype} isn't supported yet with latent attention (MLA): use auto"
+        yield "kv_dtype", f"kv_cache_dtype {cache.cache_dtype} isn't supported yet for latent attention: use auto"
     elif cached not in (computed, *FP8.values()):
         yield "kv_dtype", f"kv_cache_dtype {cache.cache_dtype} isn't supported: use auto"
     if config.speculative_config is not None:

@@ -76,6 +76,8 @@ class SGLang:
         if method == "update_weights_from_disk":
             update = UpdateWeightFromDiskReqInput(**arguments)
             return bool(loop.run_until_complete(manager.update_weights_from_disk(update, None))[0])
+        if method in ("attach_hicache_storage", "detach_hicache_storage"):
+            return bool(loop.run_until_complete(getattr(manager, method)(**arguments)).success)
         if method in ("load_lora_adapter", "unload_lora_adapter"):
             return str(getattr(self._engine, method)(**arguments).error_message)
         if method == "abort_after":  # steps: tokens that it has by then

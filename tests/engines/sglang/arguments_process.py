@@ -12,7 +12,7 @@ from sglang.srt.mem_cache.registry import registered_radix_cache_backends
 from sglang.srt.server_args import ServerArgs
 
 from kvlingua.adapters.sglang.connection import Connection
-from kvlingua.adapters.sglang.identity import check_arguments, check_context, describe
+from kvlingua.adapters.sglang.identity import check_arguments, check_context, describe, is_own
 from kvlingua.adapters.sglang.link import Link
 from kvlingua.adapters.sglang.releases import ALL_WAS_RUN
 from kvlingua.adapters.sglang.start import connect
@@ -95,6 +95,14 @@ def contexts(model: str) -> dict[str, str]:
     return found
 
 
+def implementations() -> list[bool]:
+    """Whether SGLang's Llama is its own, and what it takes for models that it has none of."""
+    from sglang.srt.models.llama import LlamaForCausalLM
+    from sglang.srt.models.transformers import TransformersForCausalLM
+
+    return [is_own(object.__new__(kind)) for kind in (LlamaForCausalLM, TransformersForCausalLM)]
+
+
 def never_run(version: str) -> str:
     with patch("sglang.__version__", version):
         return refusal(lambda: describe(None))
@@ -125,6 +133,7 @@ def main() -> None:
         "folder": outcome(model, {"download_dir": "elsewhere"}),
     }
     report["contexts"] = contexts(model)
+    report["own"] = implementations()
     report["never run"] = never_run("0.5.19")
     report["LoRA"] = outcome(model, {**LORA, "lora_backend": "torch_native"})
     report["two ranks"] = outcome(model, {"tp_size": 2})

@@ -9,6 +9,7 @@ from sglang.srt.mem_cache.memory_pool import MHATokenToKVPool, MHATokenToKVPoolF
 from sglang.srt.mem_cache.pool_host.mha import MHATokenToKVPoolHost
 from sglang.srt.mem_cache.swa_memory_pool import SWAKVPool
 
+from kvlingua.adapters.sglang.ranks import Ranks
 from kvlingua.adapters.sglang.views import blocks_of, describe_host_pool, describe_pool
 from kvlingua.common.errors import KVLinguaError
 from kvlingua.layouts.convert import convert
@@ -138,6 +139,16 @@ def slot_refusal(rows: torch.Tensor, page: int) -> str:
     return "not refused"
 
 
+def heads_of(kv_heads: int, ranks: int) -> list[Any]:
+    """Which heads each of the ranks holds, or why there is no answer."""
+    geometry = Geometry.kv(LAYERS, kv_heads, DIM, "bfloat16")
+    try:
+        extents = [Ranks(rank, ranks).extent(geometry) for rank in range(ranks)]
+    except KVLinguaError as error:
+        return [f"{type(error).__name__}: {error}"]
+    return [[extent.head_start, extent.head_stop] for extent in extents]
+
+
 def main() -> None:
     bf16 = torch.bfloat16
     size = {"size": 512, "page_size": 16, "dtype": bf16, "layer_num": LAYERS, "device": "cpu"}
@@ -164,6 +175,7 @@ def main() -> None:
         "copies": {f"{page} {dtype}": copies(page, dtype) for page in (1, 16, 64) for dtype in DTYPES},
         "refused": {name: refusal(kv) for name, kv in others.items()},
         "hosts": hosts(),
+        "ranks": {f"{heads} on {ranks}": heads_of(heads, ranks) for heads, ranks in ((4, 2), (4, 4), (2, 4), (1, 2))},
         "other page": refusal(pool_of(16, bf16), page=64),
         "asymmetric": refusal(pool_of(16, bf16, v_head_dim=16)),
         "slots": {

@@ -17,14 +17,14 @@ import torch
 from sglang.srt.beam_search.beam_group import BeamGroup
 from sglang.srt.dllm.config import DllmConfig
 from sglang.srt.managers.embed_types import PositionalEmbeds
-from sglang.srt.managers.schedule_batch import MultimodalInputs, Req
+from sglang.srt.managers.schedule_batch import FINISH_LENGTH, MultimodalInputs, Req
 from sglang.srt.managers.scheduler import Scheduler
 from sglang.srt.sampling.sampling_params import SamplingParams
 from sglang.srt.session.session_controller import Session
 
 from kvlingua.adapters.sglang.admission import watch_admission
 from kvlingua.adapters.sglang.link import Link
-from kvlingua.adapters.sglang.memo import Memo, Stage
+from kvlingua.adapters.sglang.memo import MOST_STOOD, Memo, Stage
 from kvlingua.adapters.sglang.releases import ABSENT
 from kvlingua.adapters.sglang.requests import MARKS
 from kvlingua.adapters.sglang.views import describe_pool
@@ -36,6 +36,7 @@ from kvlingua.common.identity.model import describe_model
 from tests.engines.sglang.random_pool import PAGE, ROWS, random_pool
 
 TOKENS, STORED = 150, 128  # two whole chunks of 64
+CHUNK_BYTES = 64 * 4 * 2 * 4 * 32 * 4  # of the demo's model: tokens, layers, K and V, heads, dims, float32
 PROMPT = array("q", range(10, 10 + TOKENS))
 NEW = array("q", range(400, 400 + TOKENS))
 SLOTS = torch.arange(PAGE, PAGE + ROWS, dtype=torch.int32)
@@ -76,9 +77,9 @@ def request(prompt: array[int] = PROMPT, rid: str = "the same", mark: str = "", 
 class Bench:
     """A link on a pool of random numbers and a store; nothing of SGLang runs."""
 
-    def __init__(self, model: str, folder: Path) -> None:
+    def __init__(self, model: str, folder: Path, **settings: Any) -> None:
         self.folder = folder
-        config = Config(url=(folder / "store").as_uri())
+        config = Config(url=(folder / "store").as_uri(), **settings)
         description = describe_model(model, compute_dtype="float32", kv_dtype="float32")
         shape = description.geometry
         kv = random_pool(shape, shape.kv_heads)
@@ -222,6 +223,36 @@ def holding(bench: Bench) -> dict[str, Any]:
     return report
 
 
+def standing(bench: Bench) -> list[list[bool]]:
+    """Who lacks memory that a load holds: whether it steps aside in the next step and in that after it, time after
+    time."""
+    holder, lacks = request(), request()
+    bench.wait(holder, lacks)
+    found = []
+    for _ in range(MOST_STOOD + 1):
+        bench.waiting.begin(holder, 0, STORED, SLOTS[:STORED])
+        bench.waiting.stand_behind(lacks)
+        aside = [id(lacks) in bench.waiting.step([holder, lacks], idle=False)]
+        bench.wait(holder, lacks)
+        found.append([*aside, id(lacks) in bench.waiting.step([holder, lacks], idle=False)])
+        bench.waiting.give_back(STORED)
+        bench.link.memo(holder).loads = 0
+    return found
+
+
+def little_room(model: str, folder: Path) -> list[int]:
+    """Objects, and chunks that were given up, of a request of two chunks where only one has room at a time: after it
+    came once, after it came again; of one that had ended when it came; of what it lacks then."""
+    bench = Bench(model, folder, queue_bytes=CHUNK_BYTES * 3 // 2)
+    found = [bench.objects()]
+    bench.store(request())
+    found.append(bench.objects())
+    ended = request(NEW)
+    ended.finished_reason = FINISH_LENGTH(8)
+    bench.store(ended)
+    return [*found, bench.objects() - found[-1], int(bench.cache.stats["drops"])]
+
+
 def sleeps(bench: Bench) -> list[bool]:
     """Whether an idle scheduler of --sleep-on-idle sleeps, with a request in its queue and without."""
     watch_admission(bench.link, Guard("sglang"))
@@ -261,7 +292,9 @@ def main() -> None:
     bench.store(request(NEW))
     report["a key that is no text"] = bench.promise(request(extra_key="\ud800"))
     report["stored without a mark"] = bench.objects() - before
+    report["standing"] = standing(bench)
     report["holding"] = holding(bench)
+    report["little room"] = little_room(sys.argv[1], Path(sys.argv[2]) / "little")
     report["sleeps"] = sleeps(bench)
     print(json.dumps(report))
 

@@ -62,6 +62,16 @@ def test_memory_that_loads_hold(report: dict[str, Any]) -> None:
     assert found["off"] == 0
 
 
+def test_who_lacks_memory_that_a_load_holds(report: dict[str, Any]) -> None:
+    """Others overtake it while the load is under way, but not for ever."""
+    assert report["standing"] == [[True, False]] * 3 + [[False, False]]
+
+
+def test_what_has_no_room_comes_again(report: dict[str, Any]) -> None:
+    """Or is counted as given up, if its request has ended."""
+    assert report["little room"] == [1, 2, 1, 1]
+
+
 def test_nothing_is_remembered_of_requests_that_are_gone(report: dict[str, Any]) -> None:
     assert report["remembered"] == [3, 0]
 

@@ -60,6 +60,10 @@ def test_a_release_that_was_never_run_is_named(report: dict[str, Any]) -> None:
     assert report["never run"].startswith("SGLang 0.5.19 was never run with kvlingua, supported is 0.5.20, ")
 
 
+def test_transformers_implementations_are_not_sglangs(report: dict[str, Any]) -> None:
+    assert report["own"] == [True, False]
+
+
 def test_a_context_beyond_what_rope_scales(report: dict[str, Any]) -> None:
     found = report["contexts"]
     assert {name for name, said in found.items() if said != "understood"} == {"linear, longer"}

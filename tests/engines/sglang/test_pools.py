@@ -40,6 +40,16 @@ def test_claims_that_do_not_fit_the_model_are_refused(report: dict[str, Any]) ->
     assert report["other page"].startswith("UnsupportedError: pages of 16 tokens in the pool, of 64")
 
 
+def test_heads_of_ranks(report: dict[str, Any]) -> None:
+    """Where they can't be shared evenly SGLang adds heads of zeros, which are none of the model's."""
+    found = report["ranks"]
+    assert found["4 on 2"] == [[0, 2], [2, 4]]
+    assert found["4 on 4"] == [[0, 1], [1, 2], [2, 3], [3, 4]]
+    for heads, uneven in ((2, "2 on 4"), (1, "1 on 2")):
+        assert found[uneven][0].startswith("UnsupportedError: SGLang adds empty heads")
+        assert found[uneven][0].endswith(f"a --tp-size that divides {heads}")
+
+
 def test_host_pools_of_hicache(report: dict[str, Any]) -> None:
     found = report["hosts"]
     for layout in ("layer_first", "page_first", "page_first_direct", "page_head"):
