@@ -4,6 +4,10 @@ answers of transformers."""
 
 from pathlib import Path
 
+import pytest
+import torch
+from transformers import LlamaConfig, LlamaForCausalLM
+
 from engines.drivers.driver import Driver
 from engines.drivers.protocol import Ask, Reply
 from kvlingua.common.identity.chain import chain_digests
@@ -68,3 +72,39 @@ def test_two_ranks(launch: Launcher, tmp_path: Path) -> None:
     with launch(store, page=128, role="consumer", engine=NO_LOCAL) as driver:  # by two ranks, for one
         ask(driver, TWO, taken(128, TWO))
         ask(driver, FLIPPED, taken(128, FLIPPED))
+
+
+@pytest.mark.thorough
+def test_a_head_that_both_ranks_hold(launch: Launcher, tmp_path: Path) -> None:
+    """A model with one kv head: each rank has it, one of them stores it, both load it."""
+    torch.manual_seed(0)
+    config = LlamaConfig(
+        vocab_size=512,
+        hidden_size=128,
+        intermediate_size=256,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        num_key_value_heads=1,
+        head_dim=32,
+        max_position_embeddings=2048,
+        initializer_range=0.2,
+    )
+    LlamaForCausalLM(config).save_pretrained(tmp_path / "model")
+    one = {"model": tmp_path / "model", "engine": NO_LOCAL}
+    two = {"model": tmp_path / "model", **RANKS}
+
+    with launch(tmp_path / "by one", page=64, **one) as driver:
+        cold = tokens(driver.generate(ONE))
+        driver.wait_objects(whole(ONE))
+    with launch(tmp_path / "by two", page=32, **two) as driver:
+        assert tokens(driver.generate(ONE)) == cold
+        driver.wait_objects(whole(ONE))
+    for store, page, options in (("by one", 32, two), ("by two", 64, one)):
+        with launch(tmp_path / store, page=page, role="consumer", **options) as driver:
+            reply = driver.generate(ONE)
+            assert (tokens(reply), reply.reused) == (cold, taken(page, ONE))
+        assert negate_v(tmp_path / store) == whole(ONE)
+        with launch(tmp_path / store, page=page, role="consumer", **options) as driver:
+            reply = driver.generate(ONE)
+            assert reply.reused == taken(page, ONE)
+            assert tokens(reply) != cold
