@@ -50,16 +50,16 @@ def test_pages_as_long_as_chunks(launch: Launcher, tmp_path: Path) -> None:
 def test_attached_to_a_running_engine(launch: Launcher, tmp_path: Path) -> None:
     """Whose weights may have been changed since its start: it stays off, also where it was on before."""
     stored = store_all(tmp_path / "hf")
-    with launch(stored, page=CHUNK, engine=HICACHE, settings=settings(tmp_path / "plugin")) as driver:
+    with launch(stored.folder, page=CHUNK, engine=HICACHE, settings=settings(tmp_path / "plugin")) as driver:
         assert driver.switched_on
         reply = driver.generate(ASKS[0])
-        assert reply.reused == chunks(ASKS[0]) * CHUNK
+        assert (reply.reused, reply.answers[0].tokens) == (chunks(ASKS[0]) * CHUNK, stored.plain)
         assert driver.call("flush_cache")
         assert driver.call("detach_hicache_storage")
         how = {"hicache_storage_backend": "dynamic", "hicache_storage_backend_extra_config_json": json.dumps(BACKEND)}
         assert driver.call("attach_hicache_storage", **how)
         again = driver.generate(ASKS[0])
-        assert (again.reused, again.answers[0].tokens) == (0, reply.answers[0].tokens)
+        assert (again.reused, again.answers[0].tokens) == (0, stored.plain)
         assert "off: attached to an SGLang that runs" in driver.log_text()
 
 
