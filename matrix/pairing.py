@@ -11,12 +11,16 @@ from engines.drivers.driver import Driver
 from engines.drivers.protocol import Reply
 from engines.recipe import Recipe, names
 from matrix.cells import Group, Side
-from matrix.texts import Text, texts_of
+from matrix.texts import ANSWER_TOKENS, Text, texts_of
 from tests.spoil import flip_byte, negate_v
 
 COLD = "cold"  # a cache salt: under it nothing is stored, neither by kvlingua nor by the engine
 FLIPPED_CHUNK = 2
 STORED_SECONDS = 180.0
+# How many of an answer's tokens are compared, by dtype. The first one answers the question, and the demo's model is
+# sure of it (probability 1.0). The others it makes up: 0.179 against 0.177 was seen for the fifth, and in bfloat16,
+# where each engine rounds in its own way, such ties fall now this way, now that.
+COMPARED = {"float32": ANSWER_TOKENS, "bfloat16": 1}
 
 
 @dataclass(frozen=True)
@@ -100,7 +104,11 @@ def consume(
         damaged = driver.metric_reaches("kvlingua_corrupt_objects_total", len(produced))
     found = {}
     for producer, several in texts.items():
-        problems = [one for text in several for one in problems_of(text, side, cold[id(text)], warm[id(text)])]
+        problems = [
+            problem
+            for text in several
+            for problem in problems_of(text, side, cold[id(text)], warm[id(text)], COMPARED[group.dtype])
+        ]
         if not damaged:
             problems.append("flipped: not every damaged object was counted")
         plain = warm[id(several[0])]
@@ -127,10 +135,10 @@ def spoil(store: Path, texts: Sequence[Text]) -> None:
             flip_byte(chunks[FLIPPED_CHUNK][-1])
 
 
-def problems_of(text: Text, consumer: Side, cold: Reply, warm: Reply) -> list[str]:
-    """What doesn't hold of one text, a sentence each."""
+def problems_of(text: Text, consumer: Side, cold: Reply, warm: Reply, compared: int = ANSWER_TOKENS) -> list[str]:
+    """What doesn't hold of one text, a sentence each. compared: so many leading tokens of the answers."""
     found = []
-    same = warm.answers[0].tokens == cold.answers[0].tokens
+    same = warm.answers[0].tokens[:compared] == cold.answers[0].tokens[:compared]
     wanted = text.wanted(consumer.page)
     if cold.reused or cold.computed != cold.prompt_tokens:
         found.append(f"{text.kind}: the reference isn't cold: {cold}")

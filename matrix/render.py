@@ -13,9 +13,9 @@ PAGE, HEAT_MAP = FOLDER / "MATRIX.md", FOLDER / "MATRIX.html"
 INTRODUCTION = """\
 Rendered by `python -m matrix render` from `axes.toml`, `rules.toml` and `results/`; don't edit. A cell is green when a
 real consumer process reused exactly what it should of what a real producer process had stored, gave the tokens of its
-own cold run, and both controls failed as they must: KV negated under valid checksums changes the tokens, a damaged
-object is refused and computed anew. A cell that nobody ran says untested. `make matrix` runs them
-([README.md](README.md)).
+own cold run (in bfloat16 the first, which is the answer), and both controls failed as they must: KV negated under valid
+checksums changes them, a damaged object is refused and computed anew. A cell that nobody ran says untested. `make
+matrix` runs them ([README.md](README.md)).
 """
 SIGNS = {"green": "ok", "red": "RED", "untested": "?", "unsupported": "-", "compiled, not run": "c"}
 COLOURS = {
