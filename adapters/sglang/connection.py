@@ -16,7 +16,8 @@ from kvlingua.layouts.view import Pool
 class Connection:
     """`pool`: SGLang's live KV, in blocks of its page, with the heads that this rank has.
 
-    There is no cache until the weights' digest is known, and none any more once `switch_off` was called.
+    There is no cache until the weights' digest is known, and none any more once `switch_off` was called. Raises
+    IdentityError for a model that no key can name.
     """
 
     arguments: ClassVar[tuple[str, ...]] = ()
@@ -36,13 +37,19 @@ class Connection:
         ranks: Ranks | None = None,
     ) -> None:
         self.ranks = Ranks() if ranks is None else ranks
+        config = cache.config
+        model = description.namespace(
+            "not known yet", chunk_tokens=config.chunk_tokens, layers_per_shard=config.layers_per_shard
+        )
+        self.settings = f"{config.role} {pool.layout.name} {pool.page} {model.digest}"
+        """What all ranks of an engine must have alike, so that they wait for each other at the same steps, and compute
+        with one model, whose files may be others on another node."""
         self._cache = cache
-        self._description = description
         self._activation = Activation(cache, description, guard)
         self._pool = pool
         self._guard = guard
-        self.loads = cache.config.role != "producer"
-        self._stores = cache.config.role != "consumer"
+        self.loads = config.role != "producer"
+        self._stores = config.role != "consumer"
         self._off = False
 
     def start(self) -> None:
@@ -56,16 +63,6 @@ class Connection:
         """
         self._off = True
         self._activation.off(reason, message)
-
-    @property
-    def settings(self) -> str:
-        """What all ranks of an engine must have alike, so that they wait for each other at the same steps, and compute
-        with one model: its files may be others on another node."""
-        config, pool = self._cache.config, self._pool
-        model = self._description.namespace(
-            "not known yet", chunk_tokens=config.chunk_tokens, layers_per_shard=config.layers_per_shard
-        )
-        return f"{config.role} {pool.layout.name} {pool.page} {model.digest}"
 
     @property
     def chunk_tokens(self) -> int:

@@ -28,7 +28,8 @@ def check_kernel(name: str, layer: Any, geometry: Geometry, heads: int, page: in
     written = [torch.randint(-7, 8, (BLOCKS * page, heads, plane.width), generator=numbers).float() for plane in planes]
     scales = static_scales([layer], one)
     factors = [getattr(layer, name) if scales else 1.0 for name in SCALES.values()]
-    new = [(plane * factor).to(_computed(dtype)) for plane, factor in zip(written, factors, strict=True)]
+    given = dtype if dtype.itemsize > 1 else layer.dtype  # numbers of fp8 the kernels make themselves
+    new = [(plane * factor).to(given) for plane, factor in zip(written, factors, strict=True)]
     width = sum(plane.width for plane in planes)
     cache = torch.zeros(BLOCKS, heads, page, width, dtype=getattr(torch, registered_dtype(one.dtype)))
     slots = torch.randperm(BLOCKS * page, generator=numbers)
@@ -49,8 +50,3 @@ def check_kernel(name: str, layer: Any, geometry: Geometry, heads: int, page: in
     for plane, right in zip(found, written, strict=True):
         if not torch.equal(plane.float()[:, slots], right.transpose(0, 1)):
             raise UnsupportedError("layout", f"vLLM's kernel doesn't pack a block as {name}: of which version is it?")
-
-
-def _computed(dtype: torch.dtype) -> torch.dtype:
-    """What the kernels are given: they make fp8 themselves."""
-    return dtype if dtype.itemsize > 1 else torch.float32

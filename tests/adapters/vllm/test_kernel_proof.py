@@ -20,6 +20,7 @@ Write = Callable[..., None]
 
 def as_vec(layer: Any, key: torch.Tensor, value: torch.Tensor, cache: torch.Tensor, slots: torch.Tensor) -> None:
     """As vLLM's kernels vec do: per block and head K as [dim, token], then V as [token, dim]."""
+    assert key.dtype == value.dtype == torch.bfloat16, "what the layer computes with"
     k, v = cache.view(-1, HEADS, 2, PAGE * DIM).unbind(2)
     block, at = slots // PAGE, slots % PAGE
     for plane, new, scale in ((k, key, layer._k_scale_float), (v, value, layer._v_scale_float)):
@@ -46,7 +47,8 @@ def unknown(*_: Any) -> None:
 
 
 def layer(write: Write) -> Any:
-    return SimpleNamespace(impl=SimpleNamespace(do_kv_cache_update=write), _k_scale_float=0.3, _v_scale_float=2.0)
+    impl = SimpleNamespace(do_kv_cache_update=write)
+    return SimpleNamespace(impl=impl, dtype=torch.bfloat16, _k_scale_float=0.3, _v_scale_float=2.0)
 
 
 @pytest.mark.parametrize("geometry", [FP8, PLAIN], ids=["fp8", "bfloat16"])

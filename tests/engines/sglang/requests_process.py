@@ -31,6 +31,7 @@ from kvlingua.adapters.sglang.views import describe_pool
 from kvlingua.adapters.sglang.waiting import Waiting
 from kvlingua.common.cache import KVCache
 from kvlingua.common.config import Config
+from kvlingua.common.errors import KVLinguaError
 from kvlingua.common.guard import Guard
 from kvlingua.common.identity.model import describe_model
 from tests.engines.sglang.random_pool import PAGE, ROWS, random_pool
@@ -84,7 +85,8 @@ class Bench:
         shape = description.geometry
         kv = random_pool(shape, shape.kv_heads)
         self.cache = KVCache.open(config)
-        self.link = Link(self.cache, description, describe_pool(kv, shape, PAGE), Guard("sglang"))
+        self.pool = describe_pool(kv, shape, PAGE)
+        self.link = Link(self.cache, description, self.pool, Guard("sglang"))
         self.freed: list[torch.Tensor] = []
         self.waiting = Waiting(self.link, self.freed.append)
         self.link.start()
@@ -210,6 +212,7 @@ def holding(bench: Bench) -> dict[str, Any]:
     begin(second)
     bench.wait(second)
     report["its head is gone"] = [bench.waiting.take(second, 0, STORED + 16), freed()]
+    report["not promised any more"] = bench.promise(second)
     report["too often"] = [bench.waiting.begin(second, 0, STORED, SLOTS[:STORED]), freed()]
     report["computed then"] = [bench.promise(second), bench.link.memo(second).stage is Stage.SETTLED]
     third = request()
@@ -241,16 +244,33 @@ def standing(bench: Bench) -> list[list[bool]]:
 
 
 def little_room(model: str, folder: Path) -> list[int]:
-    """Objects, and chunks that were given up, of a request of two chunks where only one has room at a time: after it
-    came once, after it came again; of one that had ended when it came; of what it lacks then."""
+    """Objects that are stored, and chunks that are given up, of requests of two chunks where one has room at a time: of
+    one that comes once, again, and once more when it has ended; then of one that has ended when it comes."""
     bench = Bench(model, folder, queue_bytes=CHUNK_BYTES * 3 // 2)
     found = [bench.objects()]
-    bench.store(request())
-    found.append(bench.objects())
-    ended = request(NEW)
-    ended.finished_reason = FINISH_LENGTH(8)
-    bench.store(ended)
-    return [*found, bench.objects() - found[-1], int(bench.cache.stats["drops"])]
+
+    def comes(one: Req) -> None:
+        before = sum(found)
+        bench.store(one)
+        found.append(bench.objects() - before)
+
+    one, ended = request(NEW), request(array("q", range(200, 200 + TOKENS)))
+    comes(one)
+    comes(one)
+    one.finished_reason = ended.finished_reason = FINISH_LENGTH(8)
+    comes(one)
+    lost = [int(bench.cache.stats["drops"])]
+    comes(ended)
+    return [*found, *lost, int(bench.cache.stats["drops"])]
+
+
+def settings_of(bench: Bench, model: str, **overrides: str) -> str:
+    """What ranks compare at their start, for a model that is run with these overrides."""
+    description = describe_model(model, overrides=overrides, compute_dtype="float32", kv_dtype="float32")
+    try:
+        return Link(bench.cache, description, bench.pool, Guard("sglang")).settings
+    except KVLinguaError as error:
+        return f"{type(error).__name__}: {error}"
 
 
 def sleeps(bench: Bench) -> list[bool]:
@@ -292,6 +312,8 @@ def main() -> None:
     bench.store(request(NEW))
     report["a key that is no text"] = bench.promise(request(extra_key="\ud800"))
     report["stored without a mark"] = bench.objects() - before
+    others = ({}, {}, {"note": "of another node"}, {"note": "x" * (1 << 19)})
+    report["settings"] = [settings_of(bench, sys.argv[1], **overrides) for overrides in others]
     report["standing"] = standing(bench)
     report["holding"] = holding(bench)
     report["little room"] = little_room(sys.argv[1], Path(sys.argv[2]) / "little")

@@ -55,6 +55,7 @@ def test_memory_that_loads_hold(report: dict[str, Any]) -> None:
     assert found["aborted"] == [0, [TAKEN]]
     assert found["a part"] == [64, [32, 32]]
     assert found["its head is gone"] == [None, [TAKEN]]
+    assert found["not promised any more"] == 0
     assert found["too often"] == [False, [TAKEN]]
     assert found["computed then"] == [0, True]
     assert found["no memory"] == [False, 0, 0]
@@ -69,7 +70,16 @@ def test_who_lacks_memory_that_a_load_holds(report: dict[str, Any]) -> None:
 
 def test_what_has_no_room_comes_again(report: dict[str, Any]) -> None:
     """Or is counted as given up, if its request has ended."""
-    assert report["little room"] == [1, 2, 1, 1]
+    *stored, lost, lost_at_last = report["little room"]
+    assert stored == [1, 1, 1, 0, 1], "the first is the one that a bench begins with"
+    assert (lost, lost_at_last) == (0, 1)
+
+
+def test_what_ranks_compare(report: dict[str, Any]) -> None:
+    """A configuration that no key can hold is refused, which `connect` says in a line, and nothing else happens."""
+    found, same, other, too_long = report["settings"]
+    assert found == same != other
+    assert too_long.startswith("IdentityError: ")
 
 
 def test_nothing_is_remembered_of_requests_that_are_gone(report: dict[str, Any]) -> None:

@@ -17,6 +17,7 @@ from tests.hanging import HangingFolder, hanging_folder, needs_root, why_not
 
 PAGE = 16
 RUNS, LATER = text(130, max_tokens=150), text(131)
+LONG = text(142, tokens=1200)  # more than is left of CROWDED's tokens beside one of STORED
 STORED = [text(seed, tokens=450) for seed in range(132, 136)]
 CHAT = text(141, tokens=300, max_tokens=200)
 GREEDY = [text(seed, tokens=200, max_tokens=300) for seed in (150, 151, 152, 154)]
@@ -104,6 +105,25 @@ def test_a_load_that_hangs_keeps_nobody_waiting(running: Running) -> None:
             break
         assert driver.call("flush_cache")
     assert reply.reused == taken(PAGE, STORED[0])
+
+
+@needs_root
+def test_who_lacks_the_memory_of_a_load_that_hangs_keeps_nobody_waiting(running: Running) -> None:
+    """One waits for an object whose read stalls; one lacks the memory which that holds; one that comes later, and has
+    room, is computed meanwhile. Then the first is given up, and the second has its memory."""
+    driver, hanging = running.driver, running.hanging
+    assert hanging is not None
+    driver.generate(STORED[1], LONG)
+    driver.wait_objects(chunks(STORED[1], LONG))
+    assert driver.call("flush_cache")
+    hanging.spoil(**{objects_of(running.store, STORED[1])[2].name: {"stall": STALL_S}})
+    stalls = replace(STORED[1], options={"abort_when": [2, LATER.max_tokens]})
+    reply = driver.generate(stalls, LONG, LATER)
+    stalled, lacked, later = (answer.tokens for answer in reply.answers)
+    hanging.spoil()
+    assert (stalled, lacked, later) == ([], answer(LONG), answer(LATER))
+    assert reply.seconds < STALL_S
+    assert driver.call("flush_cache"), "nothing is held any more"
 
 
 def test_many_at_once_with_little_room(running: Running) -> None:
