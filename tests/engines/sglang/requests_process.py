@@ -5,7 +5,9 @@ from __future__ import annotations
 
 import gc
 import json
+import shutil
 import sys
+import tempfile
 import time
 from array import array
 from collections.abc import Callable
@@ -264,9 +266,13 @@ def little_room(model: str, folder: Path) -> list[int]:
     return [*found, *lost, int(bench.cache.stats["drops"])]
 
 
-def settings_of(bench: Bench, model: str, **overrides: str) -> str:
-    """What ranks compare at their start, for a model that is run with these overrides."""
-    description = describe_model(model, overrides=overrides, compute_dtype="float32", kv_dtype="float32")
+def settings_of(bench: Bench, model: str, note: str) -> str:
+    """What ranks compare at their start, for a copy of the model whose configuration has this note."""
+    with tempfile.TemporaryDirectory() as folder:
+        copy = Path(shutil.copytree(model, folder, dirs_exist_ok=True))
+        config = json.loads((copy / "config.json").read_text()) | {"note": note}
+        (copy / "config.json").write_text(json.dumps(config))
+        description = describe_model(copy, compute_dtype="float32", kv_dtype="float32")
     try:
         return Link(bench.cache, description, bench.pool, Guard("sglang")).settings
     except KVLinguaError as error:
@@ -312,8 +318,8 @@ def main() -> None:
     bench.store(request(NEW))
     report["a key that is no text"] = bench.promise(request(extra_key="\ud800"))
     report["stored without a mark"] = bench.objects() - before
-    others = ({}, {}, {"note": "of another node"}, {"note": "x" * (1 << 19)})
-    report["settings"] = [settings_of(bench, sys.argv[1], **overrides) for overrides in others]
+    notes = ("of one node", "of one node", "of another", "x" * (1 << 19))
+    report["settings"] = [settings_of(bench, sys.argv[1], note) for note in notes]
     report["standing"] = standing(bench)
     report["holding"] = holding(bench)
     report["little room"] = little_room(sys.argv[1], Path(sys.argv[2]) / "little")
