@@ -17,7 +17,7 @@ from tests.hanging import HangingFolder, hanging_folder, needs_root, why_not
 
 PAGE = 16
 RUNS, LATER = text(130, max_tokens=150), text(131)
-LONG = text(142, tokens=1200)  # more than is left of CROWDED's tokens beside one of STORED
+LONG = text(142, tokens=1300)  # more than is left of CROWDED's tokens beside one of STORED
 STORED = [text(seed, tokens=450) for seed in range(132, 136)]
 CHAT = text(141, tokens=300, max_tokens=200)
 GREEDY = [text(seed, tokens=200, max_tokens=300) for seed in (150, 151, 152, 154)]
