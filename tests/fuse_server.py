@@ -7,7 +7,8 @@ which the file ends when it is read, "flip": byte in which a bit is flipped in t
 read takes, unless the file says otherwise before}}.
 
 Speaks the kernel's FUSE protocol (linux/fuse.h, version 7.31) over /dev/fuse directly, so no library is needed. For
-tests: one request after the other, no links, no devices.
+tests: one request after the other but for reads, each of which has a thread, so that one that stalls holds up no
+other; no links, no devices.
 """
 
 import ctypes
@@ -17,6 +18,7 @@ import os
 import stat
 import struct
 import sys
+import threading
 import time
 from collections.abc import Callable
 
@@ -24,6 +26,7 @@ _IN = struct.Struct("<IIQQIIII")
 _SETATTR = struct.Struct("<IIQQQQQQIIIIIIII")
 _MAX_WRITE = 1 << 17
 _DIRECT_IO = 1
+_READ = 15
 
 
 class Problem(Exception):
@@ -47,7 +50,7 @@ class Passthrough:
             11: lambda node, body: self.remove(os.rmdir, node, body),
             12: lambda node, body: self.rename(node, body, 8),
             14: self.open,
-            15: self.read,
+            _READ: self.read,
             16: self.write,
             17: self.statfs,
             18: self.release,
@@ -246,13 +249,20 @@ def main(mount: str, behind: str) -> None:
             if error.errno == errno.ENOENT:  # the request was taken back
                 continue
             return  # unmounted
-        reply = server.answer(request)
-        if reply is not None:
-            try:
-                os.write(device, reply)
-            except OSError as error:
-                if error.errno != errno.ENOENT:  # nobody waits for this answer any more
-                    raise
+        if struct.unpack_from("<I", request, 4)[0] == _READ:
+            threading.Thread(target=serve, args=(server, device, request), daemon=True).start()
+        else:
+            serve(server, device, request)
+
+
+def serve(server: Passthrough, device: int, request: bytes) -> None:
+    reply = server.answer(request)
+    if reply is not None:
+        try:
+            os.write(device, reply)
+        except OSError as error:
+            if error.errno not in (errno.ENOENT, errno.ENODEV):  # nobody waits for this answer any more
+                raise
 
 
 if __name__ == "__main__":

@@ -122,6 +122,7 @@ def test_who_lacks_the_memory_of_a_load_that_hangs_keeps_nobody_waiting(running:
     stalled, lacked, later = (answer.tokens for answer in reply.answers)
     hanging.spoil()
     assert (stalled, lacked, later) == ([], answer(LONG), answer(LATER))
+    assert reply.answers[1].reused == taken(PAGE, LONG)
     assert reply.seconds < STALL_S
     assert driver.call("flush_cache"), "nothing is held any more"
 
