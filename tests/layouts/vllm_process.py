@@ -240,6 +240,7 @@ def main() -> None:
     report |= {f"cpu {isa} {dtype}": cpu(isa, dtype) for isa in ("vec", "vec16") for dtype in ("float32", "bfloat16")}
     if torch.backends.cpu.get_cpu_capability() != "AVX2":  # for which vLLM builds neither of these
         report |= {f"cpu vec {dtype}": cpu("vec", dtype) for dtype in ("float8_e4m3fn", "float8_e5m2")}
+    if torch.cpu._is_amx_tile_supported():
         report |= {f"cpu amx {dtype}": cpu("amx", dtype) for dtype in ("bfloat16", "float8_e4m3fn", "float8_e5m2")}
     for first in (False, True):
         for dtype in ("bfloat16", "float32"):
