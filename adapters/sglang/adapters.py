@@ -75,7 +75,6 @@ class Adapters:
 
     def _note(self, ref: Any) -> None:
         """SGLang is about to load the adapter of this LoRARef."""
-        self._loaded = {one: since for one, since in self._loaded.items() if one in self._manager.lora_refs}
         now = self._loaded[ref.lora_id] = time.time_ns()
         self._digests.get(str(ref.lora_path), now)
 

@@ -21,6 +21,9 @@ pytestmark = [
 ]
 TEXTS = [text(seed) for seed in range(60, 63)]
 FP8 = {"kv_cache_dtype": "fp8", "enable_prefix_caching": False}
+NOT_ON_AMX = pytest.mark.skipif(
+    "amx_tile" in FLAGS, reason="in bfloat16 vLLM has another kernel on CPUs with AMX, which kvlingua refuses"
+)
 E5M2 = {**FP8, "kv_cache_dtype": "fp8_e5m2"}
 
 
@@ -74,8 +77,7 @@ def test_e5m2(launch: Launcher, tmp_path: Path) -> None:
 
 
 @pytest.mark.thorough
-@pytest.mark.skipif("amx_tile" in FLAGS, reason="in bfloat16 vLLM has another kernel there, which kvlingua refuses")
-@pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
+@pytest.mark.parametrize("dtype", [pytest.param("bfloat16", marks=NOT_ON_AMX), "float16"])
 def test_other_dtypes_to_compute_with(launch: Launcher, tmp_path: Path, dtype: str) -> None:
     """Of the answers the first word is compared, of which the model is sure: the others may fall by rounding."""
     cold = stored(launch(tmp_path / "store", page=128, dtype=dtype, engine=FP8))
